@@ -1,0 +1,66 @@
+"""Text embeddings that learn a task from a few demonstrations, each compressed to one vector.
+
+Every public name loads on first use, so that importing the package stays free of torch.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from epic_retrieval.encoder import EpicEncoder
+    from epic_retrieval.errors import (
+        CheckpointError,
+        EpicError,
+        InputError,
+        MissingExtraError,
+        PassageIndexError,
+    )
+    from epic_retrieval.index import PassageIndex
+    from epic_retrieval.tasks import Demonstration, Task, builtin_tasks, load_task
+
+    __version__: str
+
+__all__ = [
+    "CheckpointError",
+    "Demonstration",
+    "EpicEncoder",
+    "EpicError",
+    "InputError",
+    "MissingExtraError",
+    "PassageIndex",
+    "PassageIndexError",
+    "Task",
+    "__version__",
+    "builtin_tasks",
+    "load_task",
+]
+
+_HOMES = {
+    "CheckpointError": "errors",
+    "Demonstration": "tasks",
+    "EpicEncoder": "encoder",
+    "EpicError": "errors",
+    "InputError": "errors",
+    "MissingExtraError": "errors",
+    "PassageIndex": "index",
+    "PassageIndexError": "errors",
+    "Task": "tasks",
+    "builtin_tasks": "tasks",
+    "load_task": "tasks",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Imports the module that a public name lives in (PEP 562)."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("epic-retrieval")
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,328 @@
+"""What a model folder holds, and how to load and save it.
+
+An EPIC checkpoint: `epic_config.json` (`EpicConfig`), tokenizer files, `projector.safetensors`, and
+either the weights or a LoRA adapter with a reference to its base model. Folders of other instruction
+embedders (Qwen3-Embedding, e5-mistral, bge-en-icl, in transformers or sentence-transformers layout)
+load too; they have no projector. Knows nothing of tasks and texts.
+"""
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from epic_retrieval.backbone import Backbone
+from epic_retrieval.checkpoint_config import CONFIG_NAME, EpicConfig
+from epic_retrieval.errors import CheckpointError, InputError
+from epic_retrieval.projector import Projector
+from epic_retrieval.prompt import TEMPLATES, Mode, get_template
+from epic_retrieval.storage import digest_of, digest_of_files, digest_of_tensors
+from epic_retrieval.tokenization import TextTokenizer, find_bos_eos
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+BUNDLED_MODEL = Path(__file__).parent / "models" / "epic-mini"
+TESTED_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "phi3"})
+PROJECTOR_NAME = "projector.safetensors"
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A loaded model: everything that an encoder needs.
+
+    Attributes:
+        name: hub id or folder name, for messages and manifests.
+        backbone: the language model.
+        tokenizer: ids of prompts and texts.
+        projector: g, or None for embedders without one.
+        config: how texts are encoded.
+        adapter: the peft model around the backbone's, or None.
+        folders: where the weights came from (the checkpoint's, then the base model's); empty for a
+            model that was made in memory.
+    """
+
+    name: str
+    backbone: Backbone
+    tokenizer: TextTokenizer
+    projector: Projector | None
+    config: EpicConfig
+    adapter: Any = None
+    folders: tuple[Path, ...] = ()
+
+    def weights_fingerprint(self) -> str:
+        """Hex digest of the language model's weights and architecture, adapter included.
+
+        For a model from disk it is that of the files and does not depend on the dtype in use.
+        """
+        if not self.folders:
+            config = self.backbone.model.config.to_diff_dict()
+            return digest_of([config, digest_of_tensors(self.backbone.model.state_dict())])
+        return digest_of([digest_of_files(_weight_files(folder)) for folder in self.folders])
+
+    def projector_fingerprint(self) -> str:
+        """Hex digest of g's weights; "" without one."""
+        return digest_of_tensors(self.projector.state_dict()) if self.projector else ""
+
+
+def load_checkpoint(
+    path_or_hub_id: str | Path | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    template: str | None = None,
+    max_length: int | None = None,
+) -> Checkpoint:
+    """Load a folder, or a hub model by its id; None loads the model bundled with the package.
+
+    Args:
+        path_or_hub_id: an EPIC checkpoint or another decoder embedder.
+        device: of torch; None takes a GPU where there is one.
+        dtype: "float32", "bfloat16", "float16" or a torch dtype; None takes float32 on a CPU, else
+            bfloat16 where the GPU has it, else float16.
+        template: name of a built-in template, for folders without `epic_config.json`.
+        max_length: most tokens of a text, end token included; None takes the checkpoint's.
+
+    Raises:
+        CheckpointError: when the folder is missing, incomplete or of an unsupported kind.
+    """
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    folder = _resolve(path_or_hub_id)
+    has_adapter = (folder / "adapter_config.json").is_file()
+    own = EpicConfig.load(folder) if (folder / CONFIG_NAME).is_file() else None
+    base = _resolve(_base_model(folder, own)) if has_adapter else folder
+    model = _load_model(base, _dtype(dtype, where))
+    hf = _load_tokenizer(folder if (folder / "tokenizer_config.json").is_file() else base)
+    config = own or _infer_config(folder, hf, template)
+    if max_length is not None:
+        config = replace(config, max_length=max_length)
+    adapter = None
+    if has_adapter:
+        from peft import PeftModel
+
+        adapter = PeftModel.from_pretrained(model, str(folder))
+        adapter.merge_adapter()
+        model = adapter.get_base_model()
+    model.to(where).eval()
+    backbone = Backbone(model)
+    if model.config.model_type not in TESTED_FAMILIES:
+        _check_causal(backbone)
+    return Checkpoint(
+        name=BUNDLED_MODEL.name if path_or_hub_id is None else str(path_or_hub_id),
+        backbone=backbone,
+        tokenizer=TextTokenizer(hf, bos_id=config.bos_token_id, eos_id=config.eos_token_id),
+        projector=_load_projector(folder, backbone),
+        config=config,
+        adapter=adapter,
+        folders=(folder, base) if has_adapter else (folder,),
+    )
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
+    """Write a folder that `load_checkpoint` reads; `epic_config.json` comes last."""
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / CONFIG_NAME).unlink(missing_ok=True)
+    (checkpoint.adapter or checkpoint.backbone.model).save_pretrained(out)
+    checkpoint.tokenizer.hf.save_pretrained(out)
+    config = checkpoint.config
+    if checkpoint.adapter is not None and config.base_model is None:
+        config = replace(config, base_model=str(checkpoint.folders[-1]))
+    if checkpoint.projector is not None:
+        save_file(checkpoint.projector.state_dict(), out / PROJECTOR_NAME)
+    config.save(out)
+
+
+def _resolve(path_or_hub_id: str | Path | None) -> Path:
+    """The folder of a model: as given, or fetched from the hub when it is no folder but an id."""
+    if path_or_hub_id is None:
+        if not (BUNDLED_MODEL / CONFIG_NAME).is_file():
+            raise CheckpointError(
+                f"the bundled model is missing from this installation (expected {BUNDLED_MODEL});"
+                " install epic-retrieval again or name a model"
+            )
+        return BUNDLED_MODEL
+    path = Path(path_or_hub_id).expanduser()
+    if path.is_dir():
+        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise CheckpointError(
+                f"{path} is not a model folder: it has neither config.json nor adapter_config.json"
+            )
+        return path
+    name = str(path_or_hub_id)
+    if isinstance(path_or_hub_id, Path) or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise CheckpointError(
+            f"no model at {name!r}; expected an existing folder, a hub id such as"
+            ' "Qwen/Qwen3-Embedding-0.6B", or nothing for the bundled model'
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        # No pickled weights (*.bin) and no code.
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise CheckpointError(
+            f"{name!r} is not a folder here, and fetching it from the hub failed: {error}"
+        ) from error
+
+
+def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is not None:
+        if dtype not in _DTYPES:
+            raise InputError(f"unknown dtype {dtype!r}; expected one of {', '.join(_DTYPES)}")
+        return _DTYPES[dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.float32
+
+
+def _base_model(folder: Path, config: EpicConfig | None) -> str:
+    named = config.base_model if config else None
+    if named is None:
+        adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        named = adapter.get("base_model_name_or_path")
+    if not named:
+        raise CheckpointError(
+            f"{folder} holds a LoRA adapter without its base model; set base_model in {CONFIG_NAME}"
+            " to a folder or hub id"
+        )
+    return str(named)
+
+
+def _load_model(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
+    from transformers import AutoModel
+
+    try:
+        model, info = AutoModel.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: the weights cannot be loaded: {error}") from error
+    missing = sorted(info["missing_keys"])
+    if missing or info["mismatched_keys"]:
+        raise CheckpointError(
+            f"{folder}: {len(missing)} weights are missing ({', '.join(missing[:3])} ...) and"
+            f" {len(info['mismatched_keys'])} have another shape; the encoder would answer with"
+            " random vectors. Fetch or save the checkpoint again"
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)  # type: ignore[no-any-return]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: the tokenizer cannot be loaded: {error}") from error
+
+
+def _load_projector(folder: Path, backbone: Backbone) -> Projector | None:
+    path = folder / PROJECTOR_NAME
+    if not path.is_file():
+        return None
+    projector = Projector(backbone.dimension)
+    try:
+        projector.load_state_dict(load_file(path))
+    except Exception as error:  # safetensors raises its own base class; torch a RuntimeError
+        raise CheckpointError(
+            f"{path} is damaged or belongs to a model of another width than"
+            f" {backbone.dimension}: {error}"
+        ) from error
+    return projector.to(backbone.device, backbone.dtype).eval()
+
+
+def _infer_config(
+    folder: Path, hf: "PreTrainedTokenizerBase", template: str | None
+) -> EpicConfig:
+    """How an embedder without `epic_config.json` encodes, from what its folder says."""
+    _check_sentence_transformers_layout(folder)
+    bos, eos = find_bos_eos(hf)
+    name = template or _infer_template(folder, hf)
+    if template is None:
+        logger.info("%s: taking the prompt template %r", folder.name, name)
+    modes: tuple[Mode, ...] = ("text", "none") if name == "bge-en-icl" else ("none",)
+    limit = _read_json(folder / "sentence_bert_config.json").get("max_seq_length")
+    return EpicConfig(get_template(name), bos, eos, int(limit or 512), modes)
+
+
+def _infer_template(folder: Path, hf: "PreTrainedTokenizerBase") -> str:
+    if "<instruct>" in hf.get_added_vocab() or "bge-en-icl" in folder.resolve().name:
+        return "bge-en-icl"
+    prompts = _read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
+    query = prompts.get("query") or ""
+    for candidate in ("qwen3-embedding", "e5"):
+        before = TEMPLATES[candidate].query.split("{query}")[0].split("{instruction}")[1]
+        if query.endswith(before):
+            return candidate
+    return "e5"
+
+
+def _check_sentence_transformers_layout(folder: Path) -> None:
+    if not (folder / "modules.json").is_file():
+        return
+    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
+    if set(kinds) - {"Transformer", "Pooling", "Normalize"}:
+        raise CheckpointError(
+            f"{folder} has the sentence-transformers modules {', '.join(kinds)}; supported are"
+            " Transformer, Pooling (last token) and Normalize"
+        )
+    for module, kind in zip(modules, kinds, strict=True):
+        if kind != "Pooling":
+            continue
+        pooling = _read_json(folder / module["path"] / "config.json")
+        chosen = pooling.get("pooling_mode") or ", ".join(
+            key for key, value in pooling.items() if key.startswith("pooling_mode_") and value
+        )
+        if "lasttoken" not in str(chosen):
+            raise CheckpointError(
+                f"{folder} pools by {chosen or 'an unknown rule'}; epic-retrieval reads the end"
+                " token's state (last-token pooling) and would give wrong vectors"
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+@torch.no_grad()
+def _check_causal(backbone: Backbone) -> None:
+    """Refuse models whose tokens look to the right: no prefix of theirs can be shared."""
+    first, second = backbone.token_embeddings([5, 6]), backbone.token_embeddings([5, 7])
+    states = [
+        backbone.model(inputs_embeds=rows[None], use_cache=False).last_hidden_state[0, 0]
+        for rows in (first, second)
+    ]
+    family = backbone.model.config.model_type
+    if not torch.allclose(states[0], states[1], atol=1e-3):
+        raise CheckpointError(
+            f"the model family {family!r} attends in both directions; expected a causal language"
+            f" model, such as {', '.join(sorted(TESTED_FAMILIES))}"
+        )
+    logger.warning("the model family %r is not among those that the tests cover", family)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    names = ("config.json", "adapter_config.json")
+    files = [folder / name for name in names if (folder / name).is_file()]
+    weights = sorted(folder.glob("*.safetensors"))
+    return files + [file for file in weights if file.name != PROJECTOR_NAME]

@@ -1,0 +1,57 @@
+"""The command line: its sub-commands, and what becomes of an error.
+
+Knows no model and no index; each command imports what it needs when it runs.
+"""
+
+from typing import Annotated
+
+import typer
+
+from epic_retrieval.cli.demo import demo
+from epic_retrieval.cli.index import index_app
+from epic_retrieval.cli.tasks import tasks
+from epic_retrieval.errors import EpicError
+
+app = typer.Typer(
+    name="epic",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Semantic search that learns a task from a few demonstrations.",
+)
+app.command()(tasks)
+app.command()(demo)
+app.add_typer(index_app, name="index")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from epic_retrieval import __version__
+
+        typer.echo(f"epic {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the command line; the exit code is 1 for an error and 2 for wrong usage.
+
+    Errors that the library raises on purpose are one message on stderr. Anything else is a bug
+    and shows its traceback.
+    """
+    try:
+        app()
+    except EpicError as error:
+        typer.echo(f"epic: {error}", err=True)
+        raise SystemExit(1) from None

@@ -1,0 +1,155 @@
+"""`epic demo`: plain-English questions to the documentation of Python's standard library.
+
+Puts the library's parts together as a user would. Needs no network, and no file but its own.
+"""
+
+import platform
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from epic_retrieval.errors import MissingExtraError, PassageIndexError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from epic_retrieval.encoder import EpicEncoder
+    from epic_retrieval.index import PassageIndex
+    from langchain_epic import EpicEmbeddings
+
+TASK = "python-docs"
+# Raised when the passages change: what is extracted, or how it is cut.
+_CORPUS_VERSION = 1
+QUESTIONS = (
+    "wait for a child process, but not for ever",
+    "which elements of a list occur most often?",
+    "copy a folder with everything inside it",
+    "a temporary folder that is deleted afterwards",
+    "break long lines of text at a given width",
+    "pick a few random items, none of them twice",
+    "turn a JSON text into Python objects",
+    "how similar are two strings?",
+)
+
+
+def demo() -> None:
+    """Search the documentation of Python's library; compare the latency of prompts."""
+    from rich.console import Console
+
+    from epic_retrieval.cli.models import load_encoder
+
+    try:
+        from langchain_epic import EpicEmbeddings
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "the demo needs langchain_epic, which this installation lacks; "
+            "run: pip install 'epic-retrieval[cpu,langchain]'"
+        ) from error
+
+    console = Console(highlight=False)
+    encoder = load_encoder(None)
+    embeddings = EpicEmbeddings(task=TASK, encoder=encoder)
+    with _open_index(encoder, console) as index:
+        for question in QUESTIONS:
+            answer(console, index, embeddings, question)
+        _compare_latency(console, encoder)
+        if sys.stdin.isatty():
+            _converse(console, index, embeddings)
+
+
+def answer(
+    console: "Console", index: "PassageIndex", embeddings: "EpicEmbeddings", question: str
+) -> None:
+    """Prints the three best passages: cosine, qualified name, first line of the docstring."""
+    import numpy as np
+    from rich.table import Table
+    from rich.text import Text
+
+    vector = np.array([embeddings.embed_query(question)], dtype=np.float32)
+    (hits,) = index.search(vector, k=3)
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for hit in hits:
+        first_line = hit.passage.text.partition("\n")[0]
+        table.add_row(f"{hit.score:6.3f}", Text(hit.passage.id, style="bold"), Text(first_line))
+    console.print(Text(f"\n{question}", style="cyan"))
+    console.print(table)
+
+
+def _open_index(encoder: "EpicEncoder", console: "Console") -> "PassageIndex":
+    """The index from the cache folder; built on the first run, and whenever it is not intact."""
+    from epic_retrieval.index import PassageIndex
+    from epic_retrieval.storage import cache_folder
+
+    name = (
+        f"python-{platform.python_version()}-v{_CORPUS_VERSION}"
+        f"-{encoder.passage_fingerprint()[:16]}"
+    )
+    folder = cache_folder() / "demo" / name
+    if folder.exists():
+        try:
+            index = PassageIndex.open(folder, check=True)
+        except PassageIndexError as error:
+            console.print(f"The kept index cannot be used: {error}")
+        else:
+            console.print(f"{index.manifest.count:,} passages, from {folder}")
+            return index
+    _build_index(encoder, folder, console)
+    return PassageIndex.open(folder, check=True)
+
+
+def _build_index(encoder: "EpicEncoder", folder: "Path", console: "Console") -> None:
+    from epic_retrieval.cli.building import build
+    from epic_retrieval.cli.stdlib_docs import stdlib_passages
+
+    passages = list(stdlib_passages())
+    console.print(
+        f"Encoding {len(passages):,} docstrings of Python {platform.python_version()}, once."
+    )
+    start = time.perf_counter()
+    build(encoder, passages, folder, total=len(passages), overwrite=True)
+    console.print(f"Done in {time.perf_counter() - start:.0f} s, kept in {folder}")
+
+
+def _compare_latency(console: "Console", encoder: "EpicEncoder") -> None:
+    from rich.table import Table
+
+    from epic_retrieval.cli.latency import measure
+    from epic_retrieval.encoder import EpicEncoder
+    from epic_retrieval.prompt_cache import PromptCache
+    from epic_retrieval.tasks import load_task
+
+    def fresh() -> EpicEncoder:
+        """The same weights with an empty cache: preparation is part of what is shown."""
+        copy = EpicEncoder(encoder.checkpoint, PromptCache(None))
+        copy.passage_fingerprint()  # reads the weights' checksum, which is no part of it
+        return copy
+
+    table = Table(
+        title=f"\nOne query at a time, {encoder.device}; medians of this run", title_justify="left"
+    )
+    table.add_column("prompt")
+    for heading in ("prompt tokens", "once per task, ms", "per query, ms"):
+        table.add_column(heading, justify="right")
+    for row in measure(fresh, load_task(TASK), QUESTIONS):
+        once = "-" if row.prepare_ms is None else f"{row.prepare_ms:.1f}"
+        table.add_row(row.condition.label, str(row.prompt_tokens), once, f"{row.query_ms:.1f}")
+    console.print(table)
+    console.print(
+        "In the first three rows all queries share one prompt, as everywhere in this library;\n"
+        "there vectors save preparation, memory and context rather than time. The last two rows\n"
+        "run the prompt again for each query."
+    )
+
+
+def _converse(console: "Console", index: "PassageIndex", embeddings: "EpicEmbeddings") -> None:
+    console.print("\nYour own questions; an empty line ends.")
+    while True:
+        try:
+            question = console.input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if not question:
+            return
+        answer(console, index, embeddings, question)

@@ -1,0 +1,112 @@
+"""`epic index`: build, search, describe and verify a passage index.
+
+Parses, calls the library, prints. Knows nothing of file formats or models.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from epic_retrieval.cli.models import (
+    BatchSizeOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    load_encoder,
+)
+from epic_retrieval.errors import InputError
+
+if TYPE_CHECKING:
+    from epic_retrieval.index import Hit, Manifest
+
+index_app = typer.Typer(no_args_is_help=True, help="Build, search, describe and verify an index.")
+
+Folder = Annotated[Path, typer.Argument(help="Folder of the index.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_TASK_HELP = "A built-in task (see `epic tasks`), or the path of a task file."
+
+
+@index_app.command()
+def build(
+    corpus: Annotated[
+        Path,
+        typer.Argument(
+            help="JSONL, CSV, TSV or Parquet file, a folder of texts, or a BEIR folder.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
+    model: ModelOption = None,
+    task: Annotated[
+        str | None, typer.Option(help=_TASK_HELP + " Matters only to a symmetric task's index.")
+    ] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    batch_size: BatchSizeOption = 32,
+    max_chars: Annotated[
+        int, typer.Option(min=1, help="A longer passage is an error; nothing is cut silently.")
+    ] = 100_000,
+    skip_empty: Annotated[bool, typer.Option(help="Leave out passages without text.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an index that is there.")] = False,
+) -> None:
+    """Encode a corpus and write an index of it."""
+    from epic_retrieval.cli.building import build_with_progress, quick_count
+    from epic_retrieval.index import read_corpus
+
+    # A wrong path or task must not wait for a model to load.
+    passages = read_corpus(corpus, max_chars=max_chars, skip_empty=skip_empty)
+    found = _loaded_task(task)
+    encoder = load_encoder(model, device, dtype)
+    manifest = build_with_progress(
+        encoder,
+        passages,
+        out,
+        task=found,
+        total=quick_count(corpus),
+        corpus=corpus.name,
+        batch_size=batch_size,
+        overwrite=overwrite,
+    )
+    typer.echo(f"{manifest.count:,} passages in {out}")
+
+
+@index_app.command()
+def search(
+    folder: Folder,
+    query: Annotated[
+        list[str],
+        typer.Argument(help="Queries; - reads them from stdin, one a line.", show_default=False),
+    ],
+    task: Annotated[str | None, typer.Option(help=_TASK_HELP)] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help="How demonstrations enter the prompt: epic, text or none.", show_default=False
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Hits for a query.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line a query.")] = False,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+) -> None:
+    """Find the passages that answer a query."""
+    from epic_retrieval.cli.building import encoder_info
+    from epic_retrieval.index import PassageIndex
+    from epic_retrieval.prompt import check_mode
+
+    chosen = None if mode is None else check_mode(mode)
+    queries = list(_queries(query))
+    with PassageIndex.open(folder) as index:
+        built_with = index.manifest.encoder
+        found = _loaded_task(task or built_with.task or "web-search")
+        encoder = load_encoder(model or _model_named(built_with.name), device, dtype)
+        index.check_encoder(encoder_info(encoder, found))
+        vectors = encoder.encode_queries(queries, found, chosen, show_progress=False)
+        for text, hits in zip(queries, index.search(vectors, k), strict=True):
+            _print_json_hits(text, hits) if as_json else _print_hits(text, hits)

@@ -1,0 +1,341 @@
+"""EpicEncoder: texts in, L2-normalised vectors out, behind a task's prompt that is computed once.
+
+Owns validation, batching, order and normalisation. How a prompt is worded is `prompt`'s business,
+how a model runs is `backbone`'s.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+from epic_retrieval.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from epic_retrieval.errors import CheckpointError, EpicError, InputError
+from epic_retrieval.prefix import Prefix
+from epic_retrieval.prompt import (
+    Mode,
+    Prompt,
+    Vectors,
+    check_demonstrations,
+    check_mode,
+    passage_prompt,
+    query_prompt,
+)
+from epic_retrieval.prompt_cache import PromptCache
+from epic_retrieval.storage import digest_of
+from epic_retrieval.tasks import Task, load_task
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TASK = "web-search"
+_WINDOW = 8192  # texts that are tokenised and sorted by length together
+_PROGRESS_FROM = 1000  # texts; fewer are done before a bar would help
+
+
+class EpicEncoder:
+    """A causal language model that embeds queries and passages.
+
+    Example:
+        >>> from epic_retrieval import EpicEncoder
+        >>> encoder = EpicEncoder.from_pretrained()
+        >>> queries = encoder.encode_queries(["wait for a process"], task="python-docs")
+        >>> passages = encoder.encode_passages(["Popen.wait: wait for the child to terminate."])
+        >>> (queries @ passages.T).shape
+        (1, 1)
+
+    Args:
+        checkpoint: the loaded model.
+        cache: where prompts are kept; None keeps them in memory and in the user's cache folder.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, cache: PromptCache | None = None) -> None:
+        self.checkpoint = checkpoint
+        self.cache = cache or PromptCache.default()
+        self._fixed: dict[str, object] | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | Path | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        template: str | None = None,
+        max_length: int | None = None,
+        cache: PromptCache | None = None,
+    ) -> "EpicEncoder":
+        """Load a model folder or hub id; nothing named means the model bundled with the package.
+
+        See `load_checkpoint` for the arguments and errors.
+        """
+        if path_or_hub_id is None:
+            logger.info("no model named: using the small English model bundled with epic-retrieval")
+        checkpoint = load_checkpoint(
+            path_or_hub_id, device=device, dtype=dtype, template=template, max_length=max_length
+        )
+        return cls(checkpoint, cache)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a checkpoint folder that `from_pretrained` reads."""
+        save_checkpoint(self.checkpoint, folder)
+
+    @property
+    def name(self) -> str:
+        """Hub id or folder that was loaded."""
+        return self.checkpoint.name
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        return self.checkpoint.backbone.dimension
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.checkpoint.backbone.device
+
+    @property
+    def has_projector(self) -> bool:
+        """Whether mode "epic" is possible."""
+        return self.checkpoint.projector is not None
+
+    def default_mode(self, task: Task | str) -> Mode:
+        """The best mode that the checkpoint was trained for and the task's demonstrations allow."""
+        found = _task(task)
+        for mode in self.checkpoint.config.modes:
+            if mode == "none" or found.demonstrations:
+                return mode
+        return "none"
+
+    def encode_queries(
+        self,
+        texts: Sequence[str],
+        task: Task | str = DEFAULT_TASK,
+        mode: Mode | None = None,
+        *,
+        batch_size: int = 32,
+        show_progress: bool | None = None,
+        share_prefix: bool = True,
+    ) -> NDArray[np.float32]:
+        """Embed queries of a task.
+
+        Args:
+            texts: n texts; nothing is stripped or replaced. Only the text is cut at the
+                checkpoint's `max_length` tokens, never the prompt.
+            task: a `Task`, the name of a built-in one, or the path of a task file.
+            mode: "epic", "text" or "none" (instruction without demonstrations); None takes
+                `default_mode(task)`.
+            batch_size: texts per forward pass.
+            show_progress: a progress bar on stderr; None shows one from 1000 texts.
+            share_prefix: False runs the whole prompt again for every text, as the paper does: the
+                same vectors, slowly. For comparisons.
+
+        Returns:
+            (n, dimension) float32, rows of length 1, in the order of `texts`.
+
+        Raises:
+            InputError: empty text, unknown task, a mode that the task does not allow, a prompt that
+                does not fit the model.
+            CheckpointError: mode "epic" with a model that has no projector.
+        """
+        found, chosen = self._checked(task, mode)
+        prefix = self._prefix(found, chosen)
+        unshared = None if share_prefix else self._prompt_embeddings(found, chosen)
+        # Every mode words what stands right before and after the text alike.
+        wording = query_prompt(self.checkpoint.config.template, found, "none")
+        rows = partial(self._query_states, prefix=prefix, unshared=unshared)
+        return self._encode(texts, wording, rows, batch_size, show_progress)
+
+    def encode_passages(
+        self,
+        texts: Sequence[str],
+        task: Task | str | None = None,
+        mode: Mode | None = None,
+        *,
+        batch_size: int = 32,
+        show_progress: bool | None = None,
+    ) -> NDArray[np.float32]:
+        """Embed passages; arguments, result and errors as in `encode_queries`.
+
+        Passages of an asymmetric task get no prompt, whatever the task, so that an index stays valid
+        when instruction or demonstrations change. In a symmetric task they are encoded as queries.
+        """
+        found = None if task is None else _task(task)
+        if found is not None and found.symmetric:
+            return self.encode_queries(
+                texts, found, mode, batch_size=batch_size, show_progress=show_progress
+            )
+        wording = passage_prompt(self.checkpoint.config.template)
+        return self._encode(texts, wording, self._passage_states, batch_size, show_progress)
+
+    def prepare(self, task: Task | str, mode: Mode | None = None) -> Prefix:
+        """Compute a task's prompt and keep it, so that the first query does not wait for it."""
+        return self._prefix(*self._checked(task, mode))
+
+    def passage_fingerprint(self, task: Task | str | None = None) -> str:
+        """Hex digest of everything that decides a passage's vector, for index manifests.
+
+        Demonstrations, projector and instruction do not enter, unless the task is symmetric.
+        """
+        found = None if task is None else _task(task)
+        if found is not None and found.symmetric:
+            return self._key(found, self.default_mode(found))
+        return digest_of(self._passage_side())
+
+    def _checked(self, task: Task | str, mode: Mode | None) -> tuple[Task, Mode]:
+        found = _task(task)
+        chosen = self.default_mode(found) if mode is None else check_mode(mode)
+        if chosen == "epic" and not self.has_projector:
+            raise CheckpointError(
+                f"{self.name} has no projector, so it cannot read demonstrations as vectors; use"
+                ' mode="none" or mode="text", or load an EPIC checkpoint'
+            )
+        check_demonstrations(found, chosen)
+        return found, chosen
+
+    def _prefix(self, task: Task, mode: Mode) -> Prefix:
+        def compute() -> Prefix:
+            with torch.no_grad():
+                return self.checkpoint.backbone.prefix(self._prompt_embeddings(task, mode))
+
+        prefix = self.cache.get(self._key(task, mode), self.device, compute)
+        limit, text = self.checkpoint.backbone.max_positions, self.checkpoint.config.max_length
+        if prefix.length + text > limit:
+            raise InputError(
+                f"the prompt of task {task.name!r} in mode {mode!r} takes {prefix.length} tokens and"
+                f" texts up to {text}, but the model has {limit} positions; use fewer or shorter"
+                ' demonstrations, mode="epic", or a smaller max_length'
+            )
+        return prefix
+
+    @torch.no_grad()
+    def _prompt_embeddings(self, task: Task, mode: Mode) -> Tensor:
+        """(P, d): what enters the model's first layer for a task's prompt."""
+        vectors = self._demonstration_vectors(task) if mode == "epic" else []
+        prompt = query_prompt(self.checkpoint.config.template, task, mode, vectors)
+        pieces = self.checkpoint.tokenizer.prompt_ids(prompt)
+        return self.checkpoint.backbone.embed(
+            [piece.values if isinstance(piece, Vectors) else piece for piece in pieces]
+        )
+
+    def _demonstration_vectors(self, task: Task) -> list[tuple[Tensor, Tensor]]:
+        """q_i and p_i, each (1, d), of every demonstration (Eq. 3)."""
+        config, projector = self.checkpoint.config, self.checkpoint.projector
+        assert projector is not None  # noqa: S101  (checked by _checked)
+        prefix = self._prefix(task, "none")
+        wording = query_prompt(config.template, task, "none")
+        as_queries = partial(self._query_states, prefix=prefix, unshared=None)
+        instructed = task.symmetric or config.instruct_demonstration_passages
+        states = []
+        for texts, prompt, run in (
+            ([shown.query for shown in task.demonstrations], wording, as_queries),
+            (
+                [shown.passage for shown in task.demonstrations],
+                wording if instructed else passage_prompt(config.template),
+                as_queries if instructed else self._passage_states,
+            ),
+        ):
+            ids = self.checkpoint.tokenizer.text_ids(texts, prompt, config.max_length)
+            states.append(projector(run(ids)))
+        return [(q[None], p[None]) for q, p in zip(*states, strict=True)]
+
+    def _query_states(
+        self, rows: Sequence[Sequence[int]], prefix: Prefix, unshared: Tensor | None
+    ) -> Tensor:
+        if unshared is not None:
+            return self.checkpoint.backbone.encode_unshared(rows, unshared)
+        return self.checkpoint.backbone.encode(rows, prefix)
+
+    def _passage_states(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        # A passage's prompt is a token or two, which a shared prefix would not make cheaper.
+        prompt = passage_prompt(self.checkpoint.config.template)
+        pieces = self.checkpoint.tokenizer.prompt_ids(prompt)
+        start = [token for piece in pieces if not isinstance(piece, Vectors) for token in piece]
+        return self.checkpoint.backbone.encode([[*start, *row] for row in rows])
+
+    @torch.no_grad()
+    def _encode(
+        self,
+        texts: Sequence[str],
+        wording: Prompt,
+        states: Callable[[Sequence[Sequence[int]]], Tensor],
+        batch_size: int,
+        show_progress: bool | None,
+    ) -> NDArray[np.float32]:
+        _check_texts(texts)
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; expected at least 1")
+        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        wanted = len(texts) >= _PROGRESS_FROM if show_progress is None else show_progress
+        with tqdm(total=len(texts), unit="text", disable=not wanted) as progress:
+            for first in range(0, len(texts), _WINDOW):
+                window = texts[first : first + _WINDOW]
+                limit = self.checkpoint.config.max_length
+                rows = self.checkpoint.tokenizer.text_ids(window, wording, limit)
+                # Rows of like length together: less padding.
+                order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
+                for start in range(0, len(order), batch_size):
+                    batch = order[start : start + batch_size]
+                    normalised = normalize(states([rows[i] for i in batch]), dim=1)
+                    vectors[[first + i for i in batch]] = normalised.cpu().numpy()
+                    progress.update(len(batch))
+        if not np.isfinite(vectors).all():
+            raise EpicError(
+                f"{self.name} gave vectors that are not finite in {self.checkpoint.backbone.dtype};"
+                ' load it with dtype="float32" (or "bfloat16")'
+            )
+        return vectors
+
+    def _passage_side(self) -> dict[str, object]:
+        """What decides a passage's vector."""
+        if self._fixed is None:
+            config = self.checkpoint.config
+            self._fixed = {
+                "weights": self.checkpoint.weights_fingerprint(),
+                "tokenizer": self.checkpoint.tokenizer.fingerprint(),
+                "passage": config.template.passage,
+                "max_length": config.max_length,
+            }
+        return dict(self._fixed)
+
+    def _key(self, task: Task, mode: Mode) -> str:
+        """Digest of everything that decides a prompt's keys and values."""
+        config, backbone = self.checkpoint.config, self.checkpoint.backbone
+        state = self._passage_side() | {
+            "template": asdict(config.template),
+            "instruction": task.instruction,
+            "mode": mode,
+            "dtype": str(backbone.dtype),
+            # Kernels and modelling code: a new release may round, or rotate, differently.
+            "versions": [torch.__version__, version("transformers")],
+        }
+        if mode != "none":
+            state["demonstrations"] = [asdict(shown) for shown in task.demonstrations]
+        if mode == "epic":
+            state["projector"] = self.checkpoint.projector_fingerprint()
+            state["symmetric"] = task.symmetric
+            state["instruct_passages"] = config.instruct_demonstration_passages
+        return digest_of(state)
+
+
+def _task(task: Task | str) -> Task:
+    return task if isinstance(task, Task) else load_task(task)
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise InputError("expected a list of texts, got one str; pass [text]")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"text {index} is a {type(text).__name__}; expected str")
+        if not text.strip():
+            raise InputError(f"text {index} is empty; remove it: an empty text has no meaning")

@@ -1,0 +1,22 @@
+"""Tasks: an instruction and a few demonstrations, from code, from files, or built in."""
+
+from epic_retrieval.tasks.library import (
+    Source,
+    builtin_tasks,
+    icl_demonstrations,
+    icl_tasks,
+    load_task,
+    task_source,
+)
+from epic_retrieval.tasks.task import Demonstration, Task
+
+__all__ = [
+    "Demonstration",
+    "Source",
+    "Task",
+    "builtin_tasks",
+    "icl_demonstrations",
+    "icl_tasks",
+    "load_task",
+    "task_source",
+]

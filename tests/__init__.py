@@ -1,0 +1,1 @@
+"""The tests. A package, so that test folders share helpers by absolute import."""

@@ -1,0 +1,128 @@
+"""Batches for contrastive training: all rows from one dataset, a function of seed and step alone.
+
+Knows nothing of models and losses.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from epic_retrieval.tasks import Task
+from epic_training.pairs import TokenisedPairs
+
+Row = list[int]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset as it is trained on.
+
+    Attributes:
+        task: its instruction, and whether passages are prompted too.
+        pairs: the rows.
+        weight: relative number of batches.
+        crop: ignore the queries: cut a few words out of each passage and look for the rest.
+    """
+
+    task: Task
+    pairs: TokenisedPairs
+    weight: float
+    crop: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids without beginning and end tokens; row i of `queries` belongs to `positives[i]`."""
+
+    task: Task
+    queries: list[Row]
+    positives: list[Row]
+    negatives: list[Row]  # at most as many as positives
+
+    def keys(self) -> tuple[Tensor, Tensor]:
+        """(n,) keys of the queries, (n + negatives,) keys of the passages, for false negatives."""
+        passages = self.positives + self.negatives
+        return _keys(self.queries), _keys(passages)
+
+
+def _keys(rows: Sequence[Row]) -> Tensor:
+    return torch.tensor([hash(tuple(row)) for row in rows])
+
+
+@dataclass(frozen=True)
+class BatchMaker:
+    """Makes batch number `step`.
+
+    Attributes:
+        sources: the mix.
+        size: queries per batch; rows with a query or positive seen in the batch are left out.
+        negatives: most hard negatives per batch.
+        query_tokens: a query is cut here.
+        passage_tokens: a passage is cut here.
+        seed: of all draws.
+    """
+
+    sources: Sequence[Source]
+    size: int
+    negatives: int
+    query_tokens: int
+    passage_tokens: int
+    seed: int = 42
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of a step."""
+        rng = np.random.default_rng([self.seed, step])
+        weights = np.array([source.weight for source in self.sources])
+        source = self.sources[rng.choice(len(weights), p=weights / weights.sum())]
+        queries: dict[tuple[int, ...], int] = {}
+        positives: dict[tuple[int, ...], int] = {}
+        batch = Batch(source.task, [], [], [])
+        for index in rng.choice(len(source.pairs), size=min(2 * self.size, len(source.pairs))):
+            pair = self._pair(source, int(index), rng)
+            if pair is None or tuple(pair[0]) in queries or tuple(pair[1]) in positives:
+                continue
+            queries[tuple(pair[0])] = positives[tuple(pair[1])] = 1
+            batch.queries.append(pair[0])
+            batch.positives.append(pair[1])
+            if pair[2] and len(batch.negatives) < self.negatives:
+                batch.negatives.append(pair[2])
+            if len(batch.queries) == self.size:
+                break
+        return batch
+
+    def _pair(
+        self, source: Source, index: int, rng: np.random.Generator
+    ) -> tuple[Row, Row, Row] | None:
+        pairs = source.pairs
+        query, positive = pairs.query[index], pairs.positive[index]
+        negative = pairs.negative[index][: self.passage_tokens].tolist()
+        if source.crop:
+            cut = _crop(positive, rng)
+            if cut is None:
+                return None
+            query, positive = cut
+        if not (len(query) and len(positive)):
+            return None
+        return (
+            query[: self.query_tokens].tolist(),
+            positive[: self.passage_tokens].tolist(),
+            negative,
+        )
+
+
+def _crop(
+    passage: NDArray[np.int32], rng: np.random.Generator
+) -> tuple[NDArray[np.int32], NDArray[np.int32]] | None:
+    """A span of 4 to 24 tokens, and the passage: without the span nine times out of ten."""
+    if len(passage) < 40:  # noqa: PLR2004
+        return None
+    length = int(rng.integers(4, 25))
+    start = int(rng.integers(0, len(passage) - length))
+    span = passage[start : start + length]
+    if rng.random() < 0.1:  # noqa: PLR2004
+        return span, passage
+    return span, np.concatenate([passage[:start], passage[start + length :]])

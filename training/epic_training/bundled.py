@@ -1,0 +1,199 @@
+"""Trains the model that the package carries, from nothing, in one command.
+
+    python -m epic_training.bundled training/configs/bundled.yaml --data DATA --out runs/bundled
+
+Tokenizer, language-model pretraining, EPIC contrastive training. Every stage resumes where it was
+stopped. The finished checkpoint lies in OUT/checkpoint, in float16.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+import yaml
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tqdm import tqdm
+from transformers import AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3Model
+
+from epic_retrieval.backbone import Backbone
+from epic_retrieval.checkpoint import Checkpoint, save_checkpoint
+from epic_retrieval.checkpoint_config import EpicConfig
+from epic_retrieval.projector import Projector
+from epic_retrieval.prompt import TEMPLATES
+from epic_retrieval.tasks import Task
+from epic_retrieval.tokenization import TextTokenizer
+from epic_training.batches import BatchMaker, Source
+from epic_training.contrastive import ContrastiveConfig, ContrastiveStep
+from epic_training.optimization import adamw, load_state, save_state, set_rate
+from epic_training.pairs import open_pairs, read_pairs, tokenise_pairs
+from epic_training.pretrain import PretrainConfig, cooccurrence_embeddings, pretrain
+from epic_training.tokenizer import save_tokenizer, train_tokenizer
+
+logger = logging.getLogger(__name__)
+
+_PAD, _BOS, _EOS = 0, 1, 2
+_SAVE_EVERY = 50
+
+
+def prepare_tokens(config: dict[str, Any], data: Path, out: Path) -> Tokenizer:
+    """Train the tokenizer and tokenise every dataset, unless `out` has them already."""
+    file = out / "tokenizer" / "tokenizer.json"
+    if not file.is_file():
+        texts = _tokenizer_texts(config, data)
+        save_tokenizer(train_tokenizer(texts, config["tokenizer"]["vocabulary"]), file.parent)
+    tokenizer = Tokenizer.from_file(str(file))
+    for name in tqdm(config["data"], desc="tokenising"):
+        tokenise_pairs(
+            data / name,
+            out / "tokens" / name,
+            tokenizer,
+            max_tokens=config["max_tokens"],
+            dev_percent=config["dev_percent"],
+        )
+    return tokenizer
+
+
+def _tokenizer_texts(config: dict[str, Any], data: Path) -> Iterator[str]:
+    for name in config["data"]:
+        every = 1 if name in config["tokenizer"]["whole"] else config["tokenizer"]["every"]
+        for number, pair in enumerate(read_pairs(data / name / "pairs.jsonl.gz")):
+            if number % every == 0:
+                yield pair.query
+                yield pair.positive
+
+
+def running_text(config: dict[str, Any], out: Path) -> NDArray[np.int32]:
+    """(tokens,) the training pairs as documents `BOS query positive EOS` in random order."""
+    rng = np.random.default_rng(config["seed"])
+    documents = []
+    for name, settings in config["data"].items():
+        pairs = open_pairs(out / "tokens" / name, "train")
+        for index in range(len(pairs)):
+            if rng.random() < settings.get("lm", 1.0):
+                parts = [[_BOS], pairs.query[index], pairs.positive[index], [_EOS]]
+                documents.append(np.concatenate(parts).astype(np.int32))
+    return np.concatenate([documents[i] for i in rng.permutation(len(documents))])
+
+
+def pretrained_model(config: dict[str, Any], out: Path) -> tuple[PreTrainedModel, list[Any]]:
+    """The language model and its log, trained or read from `out`."""
+    torch.manual_seed(config["seed"])
+    vocabulary = config["tokenizer"]["vocabulary"]
+    model = Qwen3Model(
+        Qwen3Config(
+            vocab_size=vocabulary,
+            **config["model"],
+            tie_word_embeddings=True,
+            pad_token_id=_PAD,
+            bos_token_id=_BOS,
+            eos_token_id=_EOS,
+        )
+    )
+    ids = running_text(config, out)
+    log_file = out / "pretrain.json"
+    if not (out / "pretrain.safetensors").is_file():
+        embeddings = cooccurrence_embeddings(ids, vocabulary, config["model"]["hidden_size"])
+        with torch.no_grad():
+            model.get_input_embeddings().weight.copy_(embeddings)
+            model.get_input_embeddings().weight[_PAD] = 0
+    settings = PretrainConfig(seed=config["seed"], **config["pretrain"])
+    log = pretrain(model, ids, settings, out)
+    if log:
+        log_file.write_text(json.dumps(log, indent=1), encoding="utf-8")
+    return model, json.loads(log_file.read_text(encoding="utf-8"))
+
+
+def sources(config: dict[str, Any], out: Path) -> list[Source]:
+    """The contrastive mix: every dataset, and crops of those that have passages."""
+    mix = []
+    for name, settings in config["data"].items():
+        pairs = open_pairs(out / "tokens" / name, "train")
+        task = Task(name, settings["instruction"], symmetric=settings.get("symmetric", False))
+        mix.append(Source(task, pairs, settings["weight"]))
+        if settings.get("crop"):
+            crop = Task(f"{name}-crop", "Given a few words, retrieve the passage they come from")
+            mix.append(Source(crop, pairs, settings["crop"], crop=True))
+    return mix
+
+
+def train_contrastive(config: dict[str, Any], out: Path, model: PreTrainedModel) -> Checkpoint:
+    """EPIC training of the whole model; resumes from `out`."""
+    chosen = dict(config["contrastive"])
+    steps, batch, warmup = chosen.pop("steps"), chosen.pop("batch"), chosen.pop("warmup")
+    rates = chosen.pop("learning_rate"), chosen.pop("projector_learning_rate")
+    decay = chosen.pop("weight_decay")
+    limits = {key: chosen.pop(key) for key in ("negatives", "query_tokens", "passage_tokens")}
+    settings = ContrastiveConfig(**chosen)
+
+    hf = AutoTokenizer.from_pretrained(out / "tokenizer")
+    tokenizer = TextTokenizer(hf, bos_id=_BOS, eos_id=_EOS)
+    backbone = Backbone(model)
+    torch.manual_seed(config["seed"])
+    projector = Projector(backbone.dimension)
+    make_batch = BatchMaker(sources(config, out), batch, seed=config["seed"], **limits)
+    step_loss = ContrastiveStep(backbone, projector, tokenizer, TEMPLATES["epic"], settings)
+    optimizer = adamw([(model.parameters(), rates[0]), (projector.parameters(), rates[1])], decay)
+    modules: dict[str, torch.nn.Module] = {"model": model, "projector": projector}
+    first = load_state(out / "contrastive.safetensors", modules, optimizer)
+    if first == 0:
+        with torch.no_grad():
+            rows = [[_BOS, *row, _EOS] for row in make_batch(0).positives[:64]]
+            projector.scale_to(backbone.encode(rows), backbone.embedding_rms())
+    model.train()
+    recent: list[dict[str, float]] = []
+    progress = tqdm(total=steps, initial=first, desc="contrastive training", mininterval=10)
+    started = time.monotonic()
+    with (out / "contrastive.jsonl").open("a", encoding="utf-8") as log:
+        for step in range(first, steps):
+            set_rate(optimizer, step, warmup, steps)
+            loss, parts = step_loss(make_batch(step), np.random.default_rng([config["seed"], step]))
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            recent.append(parts)
+            progress.update()
+            if (step + 1) % _SAVE_EVERY == 0 or step + 1 == steps:
+                save_state(out / "contrastive.safetensors", step + 1, modules, optimizer)
+                mean = {key: float(np.mean([part[key] for part in recent])) for key in recent[0]}
+                seconds = round(time.monotonic() - started)
+                log.write(json.dumps({"step": step + 1, **mean, "seconds": seconds}) + "\n")
+                log.flush()
+                progress.set_postfix(mean)
+                recent.clear()
+    progress.close()
+    epic_config = EpicConfig(
+        TEMPLATES["epic"], _BOS, _EOS, config["max_length"], ("epic", "none"), training=config
+    )
+    model.eval()
+    return Checkpoint("epic-mini", backbone, tokenizer, projector, epic_config)
+
+
+def main(
+    config: Annotated[Path, typer.Argument(help="YAML file, as training/configs/bundled.yaml")],
+    data: Annotated[Path, typer.Option(help="folder of datasets (pairs.jsonl.gz in each)")],
+    out: Annotated[Path, typer.Option(help="folder for everything that is made")],
+) -> None:
+    """Train the bundled model; run again after an interruption to go on."""
+    logging.basicConfig(level=logging.INFO)
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    out.mkdir(parents=True, exist_ok=True)
+    prepare_tokens(settings, data, out)
+    model, _ = pretrained_model(settings, out)
+    checkpoint = train_contrastive(settings, out, model)
+    checkpoint.backbone.model.half()
+    assert checkpoint.projector is not None  # noqa: S101
+    checkpoint.projector.half()
+    save_checkpoint(checkpoint, out / "checkpoint")
+    logger.info("saved %s", out / "checkpoint")
+
+
+if __name__ == "__main__":
+    typer.run(main)
