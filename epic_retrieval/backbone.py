@@ -51,7 +51,7 @@ class Backbone:
             # Beyond this length such models change the rotation of all positions, also of those
             # that a shared prefix holds already.
             original = rope.get("original_max_position_embeddings")
-            return int(original or getattr(config, "original_max_position_embeddings"))
+            return int(original or config.original_max_position_embeddings)
         return int(config.max_position_embeddings)
 
     def token_embeddings(self, ids: Sequence[int]) -> Tensor:
@@ -63,7 +63,8 @@ class Backbone:
     @torch.no_grad()
     def embedding_rms(self) -> float:
         """Root mean square of all token embeddings: the size that prompt vectors should have."""
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        table: Any = self.model.get_input_embeddings()
+        vocabulary = table.weight.shape[0]
         return float(self.token_embeddings(range(vocabulary)).float().pow(2).mean().sqrt())
 
     def embed(self, pieces: Sequence[Sequence[int] | Tensor]) -> Tensor:

@@ -1,16 +1,18 @@
 """What a model folder holds, and how to load and save it.
 
 An EPIC checkpoint: `epic_config.json` (`EpicConfig`), tokenizer files, `projector.safetensors`, and
-either the weights or a LoRA adapter with a reference to its base model. Folders of other instruction
-embedders (Qwen3-Embedding, e5-mistral, bge-en-icl, in transformers or sentence-transformers layout)
-load too; they have no projector. Knows nothing of tasks and texts.
+either the weights or a LoRA adapter with a reference to its base model. Folders of other embedders
+(Qwen3-Embedding, e5-mistral, bge-en-icl, in transformers or sentence-transformers layout) load too;
+they have no projector. Knows nothing of tasks and texts.
 """
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 BUNDLED_MODEL = Path(__file__).parent / "models" / "epic-mini"
 TESTED_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "phi3"})
+_SMALL_WEIGHTS = 1 << 30  # bytes
 PROJECTOR_NAME = "projector.safetensors"
 _DTYPES = {
     "float32": torch.float32,
@@ -116,8 +119,9 @@ def load_checkpoint(
 
         adapter = PeftModel.from_pretrained(model, str(folder))
         adapter.merge_adapter()
-        model = adapter.get_base_model()
-    model.to(where).eval()
+        model = cast("PreTrainedModel", adapter.get_base_model())
+    model.eval()
+    torch.nn.Module.to(model, where)
     backbone = Backbone(model)
     if model.config.model_type not in TESTED_FAMILIES:
         _check_causal(backbone)
@@ -137,7 +141,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     (out / CONFIG_NAME).unlink(missing_ok=True)
-    (checkpoint.adapter or checkpoint.backbone.model).save_pretrained(out)
+    with _quiet(out):
+        (checkpoint.adapter or checkpoint.backbone.model).save_pretrained(out)
     checkpoint.tokenizer.hf.save_pretrained(out)
     config = checkpoint.config
     if checkpoint.adapter is not None and config.base_model is None:
@@ -211,9 +216,10 @@ def _load_model(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
     from transformers import AutoModel
 
     try:
-        model, info = AutoModel.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
+        with _quiet(folder):
+            model, info = AutoModel.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: the weights cannot be loaded: {error}") from error
     missing = sorted(info["missing_keys"])
@@ -223,14 +229,30 @@ def _load_model(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
             f" {len(info['mismatched_keys'])} have another shape; the encoder would answer with"
             " random vectors. Fetch or save the checkpoint again"
         )
-    return model  # type: ignore[no-any-return]
+    return cast("PreTrainedModel", model)
+
+
+@contextmanager
+def _quiet(folder: Path) -> Iterator[None]:
+    """No progress bars of transformers around weights that are read in a moment."""
+    from transformers.utils import logging as switch
+
+    small = sum(file.stat().st_size for file in folder.glob("*.safetensors")) < _SMALL_WEIGHTS
+    if not (small and switch.is_progress_bar_enabled()):
+        yield
+        return
+    switch.disable_progress_bar()
+    try:
+        yield
+    finally:
+        switch.enable_progress_bar()
 
 
 def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)  # type: ignore[no-any-return]
+        return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: the tokenizer cannot be loaded: {error}") from error
 
@@ -250,9 +272,7 @@ def _load_projector(folder: Path, backbone: Backbone) -> Projector | None:
     return projector.to(backbone.device, backbone.dtype).eval()
 
 
-def _infer_config(
-    folder: Path, hf: "PreTrainedTokenizerBase", template: str | None
-) -> EpicConfig:
+def _infer_config(folder: Path, hf: "PreTrainedTokenizerBase", template: str | None) -> EpicConfig:
     """How an embedder without `epic_config.json` encodes, from what its folder says."""
     _check_sentence_transformers_layout(folder)
     bos, eos = find_bos_eos(hf)

@@ -166,8 +166,9 @@ class EpicEncoder:
     ) -> NDArray[np.float32]:
         """Embed passages; arguments, result and errors as in `encode_queries`.
 
-        Passages of an asymmetric task get no prompt, whatever the task, so that an index stays valid
-        when instruction or demonstrations change. In a symmetric task they are encoded as queries.
+        Passages of an asymmetric task get no prompt, whatever the task, so that an index stays
+        valid when instruction or demonstrations change. Those of a symmetric task are encoded
+        as queries.
         """
         found = None if task is None else _task(task)
         if found is not None and found.symmetric:
@@ -211,8 +212,8 @@ class EpicEncoder:
         limit, text = self.checkpoint.backbone.max_positions, self.checkpoint.config.max_length
         if prefix.length + text > limit:
             raise InputError(
-                f"the prompt of task {task.name!r} in mode {mode!r} takes {prefix.length} tokens and"
-                f" texts up to {text}, but the model has {limit} positions; use fewer or shorter"
+                f"the prompt of task {task.name!r} in mode {mode!r} takes {prefix.length} tokens"
+                f" and texts up to {text}, but the model has {limit} positions; use fewer"
                 ' demonstrations, mode="epic", or a smaller max_length'
             )
         return prefix

@@ -13,7 +13,7 @@ class InputError(EpicError, ValueError):
 
 
 class CheckpointError(EpicError):
-    """A model folder is incomplete, unsupported, or lacks what the call needs (e.g. a projector)."""
+    """A model folder is incomplete, unsupported, or lacks what a call needs, such as g."""
 
 
 class PassageIndexError(EpicError):

@@ -5,7 +5,6 @@ texts.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,20 +35,22 @@ class Prefix:
 
 
 class _SharedLayer(DynamicLayer):
-    """One layer of a shared prefix. `update` joins and never stores: transformers' own layer would
-    append each batch's keys to the prefix, even with use_cache=False.
+    """One layer of a shared prefix, whose `update` joins and never stores.
 
-    It keeps every key on sliding-window layers too; the attention mask does the sliding.
+    transformers' own layer would append each batch's keys to the prefix, even with use_cache=False.
+    This one keeps every key on sliding-window layers too; the attention mask does the sliding.
     """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.keys, self.values = keys, values
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
+        self, key_states: Tensor, value_states: Tensor, *_args: object, **_kwargs: object
     ) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None  # noqa: S101  (set at birth; the base class allows None)
+        assert self.values is not None  # noqa: S101
         return _joined(self.keys, key_states), _joined(self.values, value_states)
 
 

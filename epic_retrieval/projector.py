@@ -21,14 +21,14 @@ class Projector(nn.Module):
         self.output = nn.Linear(dimension, dimension)
 
     def forward(self, states: Tensor) -> Tensor:
-        """Map raw final hidden states (..., d) to prompt vectors (..., d), in the weights' dtype."""
+        """Map raw final hidden states (..., d) to prompt vectors (..., d), in g's dtype."""
         hidden = nn.functional.gelu(self.hidden(states.to(self.hidden.weight.dtype)))
         projected: Tensor = self.output(hidden)
         return projected
 
     @torch.no_grad()
     def scale_to(self, states: Tensor, rms: float) -> None:
-        """Scale the output layer so that `states` (n, d) map to vectors with root mean square `rms`.
+        """Scale the output layer so that `states` (n, d) map to vectors of root mean square `rms`.
 
         Final hidden states are orders of magnitude larger than token embeddings; without this the
         first prompts would drown the text around them.

@@ -29,8 +29,10 @@ _PLACEHOLDER = re.compile(r"\{(instruction|query|passage)\}")
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of text. In `markup` (a template's own words) special tokens are special; in text
-    that a user wrote they are text."""
+    """A piece of text.
+
+    In `markup`, a template's own words, special tokens are special; elsewhere they are text.
+    """
 
     text: str
     markup: bool = False

@@ -3,14 +3,15 @@
 Knows nothing of what the files hold.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
-import tempfile
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,19 +32,20 @@ def cache_folder() -> Path:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that readers, other writers and a crash see all of it or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # Not tempfile: its files are closed to other users, whatever the umask.
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
-def digest_of(value: Any) -> str:
+def digest_of(value: object) -> str:
     """Hex sha256 of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
@@ -84,8 +86,7 @@ def _file_digest(file: Path) -> str:
         return known
     with real.open("rb") as content:
         found = hashlib.file_digest(content, "sha256").hexdigest()
-    try:
+    # In a read-only home the digest is computed again next time.
+    with contextlib.suppress(OSError):
         write_atomically(note, found.encode())
-    except OSError:
-        pass  # a read-only home: the digest is computed again next time
     return found

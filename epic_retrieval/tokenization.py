@@ -33,9 +33,7 @@ class TextTokenizer:
         hf: the tokenizer that was given, for saving.
     """
 
-    def __init__(
-        self, hf: "PreTrainedTokenizerBase", *, bos_id: int | None, eos_id: int
-    ) -> None:
+    def __init__(self, hf: "PreTrainedTokenizerBase", *, bos_id: int | None, eos_id: int) -> None:
         self.hf = hf
         self.bos_id = bos_id
         self.eos_id = eos_id
@@ -82,7 +80,7 @@ class TextTokenizer:
         Raises:
             InputError: for a text without a token, or a `max_length` that leaves none for the text.
         """
-        suffix = self._markup_ids([Text(prompt.suffix, markup=True)]) + [self.eos_id]
+        suffix = [*self._markup_ids([Text(prompt.suffix, markup=True)]), self.eos_id]
         room = max_length - len(suffix)
         if room < 1:
             raise InputError(
@@ -137,7 +135,9 @@ class TextTokenizer:
 
     def _encode(self, texts: list[str]) -> list[TokenIds]:
         try:
-            return [row.ids for row in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
+            return [
+                row.ids for row in self._plain.encode_batch_fast(texts, add_special_tokens=False)
+            ]
         except (TypeError, UnicodeEncodeError) as error:  # not a str, or a lone surrogate
             raise InputError(
                 f"a text cannot be tokenised ({error}); expected str without lone surrogates"

@@ -27,6 +27,14 @@ def data_root() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a complete EPIC checkpoint with random weights: real code paths, empty answers."""
+    from tests.models import save_tiny_encoder
+
+    return save_tiny_encoder(tmp_path_factory.mktemp("models") / "tiny-epic")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests never read or fill the cache of whoever runs them."""

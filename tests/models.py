@@ -100,7 +100,9 @@ def tiny_encoder(
     modes = ("epic", "none") if projector else ("none",)
     config = EpicConfig(TEMPLATES[template], 1 if bos else None, 2, max_length=64, modes=modes)
     tokenizer = TextTokenizer(tiny_tokenizer(bos=bos), bos_id=config.bos_token_id, eos_id=2)
-    return EpicEncoder(Checkpoint(f"tiny-{family}", backbone, tokenizer, g, config), PromptCache(None))
+    return EpicEncoder(
+        Checkpoint(f"tiny-{family}", backbone, tokenizer, g, config), PromptCache(None)
+    )
 
 
 def save_tiny_encoder(folder: Path, family: str = "qwen3") -> Path:

@@ -19,8 +19,8 @@ INTEGRATIONS = {"langchain_epic", "llama_index_epic"}
 
 # A part imports from its own line and the lines above it.
 LINES = (
-    {"errors", "tasks", "projector", "index"},
-    {"prompt", "tokenization", "backbone", "prefix", "checkpoint"},
+    {"errors", "tasks", "projector", "index", "storage"},
+    {"prompt", "tokenization", "backbone", "prefix", "checkpoint", "checkpoint_config"},
     {"prompt_cache", "encoder"},
     {"evaluation", "epic_training"} | INTEGRATIONS,
     {"cli"},

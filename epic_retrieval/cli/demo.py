@@ -6,9 +6,12 @@ Puts the library's parts together as a user would. Needs no network, and no file
 import platform
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from epic_retrieval.errors import MissingExtraError, PassageIndexError
+import typer
+
+from epic_retrieval.cli.models import ModelOption, load_encoder
+from epic_retrieval.errors import EpicError, MissingExtraError, PassageIndexError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,11 +37,14 @@ QUESTIONS = (
 )
 
 
-def demo() -> None:
-    """Search the documentation of Python's library; compare the latency of prompts."""
+def demo(
+    model: ModelOption = None,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Time to spend on comparing latencies; 0 leaves it out.")
+    ] = 10.0,
+) -> None:
+    """Search the documentation of Python's own library; compare the latency of prompts."""
     from rich.console import Console
-
-    from epic_retrieval.cli.models import load_encoder
 
     try:
         from langchain_epic import EpicEmbeddings
@@ -49,12 +55,13 @@ def demo() -> None:
         ) from error
 
     console = Console(highlight=False)
-    encoder = load_encoder(None)
+    encoder = load_encoder(model)
     embeddings = EpicEmbeddings(task=TASK, encoder=encoder)
     with _open_index(encoder, console) as index:
         for question in QUESTIONS:
             answer(console, index, embeddings, question)
-        _compare_latency(console, encoder)
+        if seconds:
+            _compare_latency(console, encoder, seconds)
         if sys.stdin.isatty():
             _converse(console, index, embeddings)
 
@@ -100,7 +107,7 @@ def _open_index(encoder: "EpicEncoder", console: "Console") -> "PassageIndex":
 
 
 def _build_index(encoder: "EpicEncoder", folder: "Path", console: "Console") -> None:
-    from epic_retrieval.cli.building import build
+    from epic_retrieval.cli.building import build_with_progress
     from epic_retrieval.cli.stdlib_docs import stdlib_passages
 
     passages = list(stdlib_passages())
@@ -108,14 +115,21 @@ def _build_index(encoder: "EpicEncoder", folder: "Path", console: "Console") -> 
         f"Encoding {len(passages):,} docstrings of Python {platform.python_version()}, once."
     )
     start = time.perf_counter()
-    build(encoder, passages, folder, total=len(passages), overwrite=True)
+    build_with_progress(
+        encoder,
+        passages,
+        folder,
+        total=len(passages),
+        corpus=f"Python {platform.python_version()} standard library",
+        overwrite=True,
+    )
     console.print(f"Done in {time.perf_counter() - start:.0f} s, kept in {folder}")
 
 
-def _compare_latency(console: "Console", encoder: "EpicEncoder") -> None:
+def _compare_latency(console: "Console", encoder: "EpicEncoder", seconds: float) -> None:
     from rich.table import Table
 
-    from epic_retrieval.cli.latency import measure
+    from epic_retrieval.cli.latency import CONDITIONS, measure
     from epic_retrieval.encoder import EpicEncoder
     from epic_retrieval.prompt_cache import PromptCache
     from epic_retrieval.tasks import load_task
@@ -132,7 +146,15 @@ def _compare_latency(console: "Console", encoder: "EpicEncoder") -> None:
     table.add_column("prompt")
     for heading in ("prompt tokens", "once per task, ms", "per query, ms"):
         table.add_column(heading, justify="right")
-    for row in measure(fresh, load_task(TASK), QUESTIONS):
+    task, possible = load_task(TASK), []
+    for condition in CONDITIONS:
+        try:
+            encoder.prepare(task, condition.mode)
+        except EpicError as error:  # another model may have no projector, or too few positions
+            console.print(f"{condition.label}: not with this model ({error})")
+        else:
+            possible.append(condition)
+    for row in measure(fresh, task, QUESTIONS, seconds=seconds, conditions=possible):
         once = "-" if row.prepare_ms is None else f"{row.prepare_ms:.1f}"
         table.add_row(row.condition.label, str(row.prompt_tokens), once, f"{row.query_ms:.1f}")
     console.print(table)

@@ -1,14 +1,17 @@
-"""Loads the encoder that a command asks for, and says so when it is the bundled one.
+"""Loads the encoder that a command asks for, and says so when nobody chose one.
 
 Knows nothing of corpora or indexes.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from epic_retrieval.encoder import EpicEncoder
+    from epic_retrieval.index import EncoderInfo
+    from epic_retrieval.tasks import Task
 
 ModelOption = Annotated[
     str | None,
@@ -18,7 +21,9 @@ ModelOption = Annotated[
         show_default=False,
     ),
 ]
-DeviceOption = Annotated[str | None, typer.Option(help="For example cpu, cuda, cuda:1, mps.")]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="For example cpu, cuda, cuda:1, mps.", show_default=False)
+]
 DtypeOption = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16.", show_default=False)
 ]
@@ -28,18 +33,40 @@ BatchSizeOption = Annotated[int, typer.Option(min=1, help="Texts in a forward pa
 def load_encoder(
     model: str | None, device: str | None = None, dtype: str | None = None
 ) -> "EpicEncoder":
-    """Loads an encoder; a notice on stderr says when nobody chose it.
+    """Loads an encoder; a notice on stderr says when it is the bundled one.
 
     Raises:
         CheckpointError: the model cannot be loaded.
     """
     from epic_retrieval.encoder import EpicEncoder
 
+    if model is not None and Path(model).is_dir():
+        # An index remembers the name, and will be searched from other folders.
+        model = str(Path(model).resolve())
     encoder = EpicEncoder.from_pretrained(model, device=device, dtype=dtype)
-    if encoder.is_bundled:
+    if model is None:
         typer.echo(
-            f"Using the bundled model {encoder.name} ({encoder.dimension} dimensions): small and "
-            "quick, made for trying things out. --model takes a larger one.",
+            f"Using the bundled model {encoder.name} ({encoder.dimension} dimensions): English, "
+            "small and quick. --model or EPIC_MODEL names another.",
             err=True,
         )
     return encoder
+
+
+def model_named(name: str) -> str | None:
+    """What to load for the encoder's name in an index's manifest; None is the bundled model."""
+    from epic_retrieval.checkpoint import BUNDLED_MODEL
+
+    return None if name == BUNDLED_MODEL.name else name
+
+
+def encoder_info(encoder: "EpicEncoder", task: "Task | None" = None) -> "EncoderInfo":
+    """What an index notes of the encoder of its passages."""
+    from epic_retrieval.index import EncoderInfo
+
+    return EncoderInfo(
+        name=encoder.name,
+        fingerprint=encoder.passage_fingerprint(task),
+        dimension=encoder.dimension,
+        task=task.name if task is not None and task.symmetric else None,
+    )

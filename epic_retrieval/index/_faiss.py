@@ -36,7 +36,7 @@ def load_faiss() -> ModuleType:
     if not hasattr(module, "IndexFlatIP"):
         raise MissingExtraError(_import_problem(owners, "it holds no IndexFlatIP"))
     if len(owners) > 1:
-        warnings.warn(f"{_conflict(owners)}", RuntimeWarning, stacklevel=2)
+        warnings.warn(_conflict(owners), RuntimeWarning, stacklevel=2)
     return module
 
 

@@ -79,4 +79,4 @@ def _holder(path: Path) -> str:
         process = path.read_text().strip()
     except OSError:
         return ""
-    return f" ({process})" if process else ""
+    return f" (process {process})" if process else ""

@@ -13,7 +13,8 @@ from epic_retrieval.index.passage import JSON, Passage, is_blank
 # Columns that are surely meant as the id. Where one stands in for "id", numbering the rows
 # instead would lose the link to the user's relevance judgements without a word.
 _ALMOST_ID = frozenset(
-    ("_ID ID Id docid doc_id docno document_id passage_id pid corpus_id corpus-id uid uuid").split()
+    {"_ID", "ID", "Id", "corpus-id", "corpus_id", "doc_id", "docid", "docno", "document_id"}
+    | {"passage_id", "pid", "uid", "uuid"}
 )
 
 
@@ -45,9 +46,11 @@ class RowReader:
         """
         first = self._first = self._first or row
         if (_id_column(row) is None) != (_id_column(first) is None):
-            having, lacking = (first, row) if _id_column(row) is None else (row, first)
+            fault = 'no "_id" or "id", though {} has one'
+            if _id_column(row) is not None:
+                fault = 'an id, though {} has none ("_id" or "id")'
             raise InputError(
-                f"{lacking.place} has no id (\"_id\" or \"id\"), though {having.place} has one: "
+                f"{fault.format(first.place)}: "
                 "give every row an id, or none (then ids are the row numbers)."
             )
         text, title = _text(row), _title(row)

@@ -4,10 +4,11 @@ Know nothing of passages: which column means what is decided elsewhere.
 """
 
 import csv
-import datetime
+import datetime as dt
 import gzip
 import json
 import math
+import textwrap
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -83,8 +84,7 @@ def jsonl_cells(path: Path, limit: int) -> Iterator[tuple[int, Mapping[str, obje
             cells = json.loads(line, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             raise InputError(
-                f"{path}, line {number}: not valid JSON ({error}). "
-                "Expected one JSON object a line."
+                f"{path}, line {number}: not valid JSON ({error}). Expected one JSON object a line."
             ) from error
         if not isinstance(cells, dict):
             raise InputError(
@@ -168,14 +168,15 @@ def _header(record: list[str], path: Path) -> list[str]:
     if twice or "text" not in names:
         fault = f'has the column "{twice[0]}" twice' if twice else 'has no column "text"'
         raise InputError(
-            f"{path}, line 1: the header {fault}; its columns are {', '.join(names)}. "
+            f"{path}, line 1: the header {fault}; its columns are "
+            f"{textwrap.shorten(', '.join(names), 200)}. "
             "Expected a header line with id and text, perhaps title, and any other columns."
         )
     return names
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+    if isinstance(value, dt.datetime | dt.date | dt.time):
         return value.isoformat()
     if isinstance(value, float) and math.isnan(value):
         return None

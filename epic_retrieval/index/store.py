@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from epic_retrieval.errors import InputError, PassageIndexError
 from epic_retrieval.index.passage import Passage
@@ -27,6 +27,7 @@ CREATE TABLE passages (
 _COLUMNS = "SELECT row, id, title, text, metadata FROM passages"
 # Old builds of SQLite take at most 999 parameters.
 _BATCH = 500
+_T = TypeVar("_T")
 
 
 class StoreWriter:
@@ -48,7 +49,7 @@ class StoreWriter:
             InputError: An id is there already.
         """
         for passage in passages:
-            metadata = json.dumps(dict(passage.metadata), allow_nan=False)
+            metadata = json.dumps(passage.metadata, allow_nan=False, default=dict)
             cells = (self.count, passage.id, passage.title, passage.text, metadata)
             try:
                 self._connection.execute("INSERT INTO passages VALUES (?, ?, ?, ?, ?)", cells)
@@ -179,7 +180,7 @@ class PassageStore:
             ) from error
 
 
-def _batches(values: list[T]) -> Iterator[list[T]]:
+def _batches(values: list[_T]) -> Iterator[list[_T]]:
     return (values[start : start + _BATCH] for start in range(0, len(values), _BATCH))
 
 

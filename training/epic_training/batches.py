@@ -62,7 +62,8 @@ class BatchMaker:
         size: queries per batch; rows with a query or positive seen in the batch are left out.
         negatives: most hard negatives per batch.
         query_tokens: a query is cut here.
-        passage_tokens: a passage is cut here.
+        passage_tokens: a passage is cut at one of these, drawn per batch: mostly short ones are
+            cheap, a few long ones keep the model used to them.
         seed: of all draws.
     """
 
@@ -70,7 +71,7 @@ class BatchMaker:
     size: int
     negatives: int
     query_tokens: int
-    passage_tokens: int
+    passage_tokens: Sequence[int]
     seed: int = 42
 
     def __call__(self, step: int) -> Batch:
@@ -78,14 +79,16 @@ class BatchMaker:
         rng = np.random.default_rng([self.seed, step])
         weights = np.array([source.weight for source in self.sources])
         source = self.sources[rng.choice(len(weights), p=weights / weights.sum())]
-        queries: dict[tuple[int, ...], int] = {}
-        positives: dict[tuple[int, ...], int] = {}
+        queries: set[tuple[int, ...]] = set()
+        positives: set[tuple[int, ...]] = set()
         batch = Batch(source.task, [], [], [])
+        limit = int(rng.choice(self.passage_tokens))
         for index in rng.choice(len(source.pairs), size=min(2 * self.size, len(source.pairs))):
-            pair = self._pair(source, int(index), rng)
+            pair = self._pair(source, int(index), limit, rng)
             if pair is None or tuple(pair[0]) in queries or tuple(pair[1]) in positives:
                 continue
-            queries[tuple(pair[0])] = positives[tuple(pair[1])] = 1
+            queries.add(tuple(pair[0]))
+            positives.add(tuple(pair[1]))
             batch.queries.append(pair[0])
             batch.positives.append(pair[1])
             if pair[2] and len(batch.negatives) < self.negatives:
@@ -95,11 +98,10 @@ class BatchMaker:
         return batch
 
     def _pair(
-        self, source: Source, index: int, rng: np.random.Generator
+        self, source: Source, index: int, limit: int, rng: np.random.Generator
     ) -> tuple[Row, Row, Row] | None:
         pairs = source.pairs
-        query, positive = pairs.query[index], pairs.positive[index]
-        negative = pairs.negative[index][: self.passage_tokens].tolist()
+        query, positive = pairs.query[index], pairs.positive[index][:limit]
         if source.crop:
             cut = _crop(positive, rng)
             if cut is None:
@@ -107,22 +109,19 @@ class BatchMaker:
             query, positive = cut
         if not (len(query) and len(positive)):
             return None
-        return (
-            query[: self.query_tokens].tolist(),
-            positive[: self.passage_tokens].tolist(),
-            negative,
-        )
+        negative = pairs.negative[index][:limit]
+        return query[: self.query_tokens].tolist(), positive.tolist(), negative.tolist()
 
 
 def _crop(
     passage: NDArray[np.int32], rng: np.random.Generator
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]] | None:
-    """A span of 4 to 24 tokens, and the passage: without the span nine times out of ten."""
-    if len(passage) < 40:  # noqa: PLR2004
+    """A span of 4 to 24 tokens, and the passage, two times out of three without the span."""
+    if len(passage) < 40:
         return None
     length = int(rng.integers(4, 25))
     start = int(rng.integers(0, len(passage) - length))
     span = passage[start : start + length]
-    if rng.random() < 0.1:  # noqa: PLR2004
+    if rng.random() < 1 / 3:
         return span, passage
     return span, np.concatenate([passage[:start], passage[start + length :]])

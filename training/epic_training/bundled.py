@@ -25,12 +25,16 @@ from transformers import AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3Model
 from epic_retrieval.backbone import Backbone
 from epic_retrieval.checkpoint import Checkpoint, save_checkpoint
 from epic_retrieval.checkpoint_config import EpicConfig
+from epic_retrieval.encoder import EpicEncoder
 from epic_retrieval.projector import Projector
 from epic_retrieval.prompt import TEMPLATES
+from epic_retrieval.prompt_cache import PromptCache
 from epic_retrieval.tasks import Task
 from epic_retrieval.tokenization import TextTokenizer
 from epic_training.batches import BatchMaker, Source
 from epic_training.contrastive import ContrastiveConfig, ContrastiveStep
+from epic_training.development import score_development
+from epic_training.model_card import write_model_card
 from epic_training.optimization import adamw, load_state, save_state, set_rate
 from epic_training.pairs import open_pairs, read_pairs, tokenise_pairs
 from epic_training.pretrain import PretrainConfig, cooccurrence_embeddings, pretrain
@@ -77,7 +81,7 @@ def running_text(config: dict[str, Any], out: Path) -> NDArray[np.int32]:
         pairs = open_pairs(out / "tokens" / name, "train")
         for index in range(len(pairs)):
             if rng.random() < settings.get("lm", 1.0):
-                parts = [[_BOS], pairs.query[index], pairs.positive[index], [_EOS]]
+                parts: list[Any] = [[_BOS], pairs.query[index], pairs.positive[index], [_EOS]]
                 documents.append(np.concatenate(parts).astype(np.int32))
     return np.concatenate([documents[i] for i in rng.permutation(len(documents))])
 
@@ -101,8 +105,9 @@ def pretrained_model(config: dict[str, Any], out: Path) -> tuple[PreTrainedModel
     if not (out / "pretrain.safetensors").is_file():
         embeddings = cooccurrence_embeddings(ids, vocabulary, config["model"]["hidden_size"])
         with torch.no_grad():
-            model.get_input_embeddings().weight.copy_(embeddings)
-            model.get_input_embeddings().weight[_PAD] = 0
+            table: Any = model.get_input_embeddings()
+            table.weight.copy_(embeddings)
+            table.weight[_PAD] = 0
     settings = PretrainConfig(seed=config["seed"], **config["pretrain"])
     log = pretrain(model, ids, settings, out)
     if log:
@@ -154,7 +159,7 @@ def train_contrastive(config: dict[str, Any], out: Path, model: PreTrainedModel)
         for step in range(first, steps):
             set_rate(optimizer, step, warmup, steps)
             loss, parts = step_loss(make_batch(step), np.random.default_rng([config["seed"], step]))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -192,7 +197,24 @@ def main(
     assert checkpoint.projector is not None  # noqa: S101
     checkpoint.projector.half()
     save_checkpoint(checkpoint, out / "checkpoint")
+    describe(settings, data, out)
     logger.info("saved %s", out / "checkpoint")
+
+
+def describe(config: dict[str, Any], data: Path, out: Path) -> None:
+    """Score the saved checkpoint on the development splits and write its model card."""
+    encoder = EpicEncoder.from_pretrained(out / "checkpoint", cache=PromptCache(None))
+    scores = score_development(encoder, data, config["data"], config["dev_percent"])
+    metas = {
+        name: json.loads((data / name / "meta.json").read_text(encoding="utf-8"))
+        for name in config["data"]
+    }
+    lines = (out / "contrastive.jsonl").read_text(encoding="utf-8").splitlines()
+    log = {
+        "pretrain": json.loads((out / "pretrain.json").read_text(encoding="utf-8")),
+        "contrastive": [json.loads(line) for line in lines],
+    }
+    write_model_card(out / "checkpoint", config, metas, log, scores)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 
-def adamw(groups: Iterable[tuple[Iterable[nn.Parameter], float]], decay: float) -> torch.optim.AdamW:
+def adamw(
+    groups: Iterable[tuple[Iterable[nn.Parameter], float]], decay: float
+) -> torch.optim.AdamW:
     """AdamW over (parameters, learning rate) groups; weight decay on matrices only."""
     settings = []
     for parameters, rate in groups:
         kept = list(parameters)
-        for chosen, used in ((lambda p: p.ndim > 1, decay), (lambda p: p.ndim <= 1, 0.0)):
-            part = [parameter for parameter in kept if chosen(parameter)]
+        matrices = [parameter for parameter in kept if parameter.ndim > 1]
+        others = [parameter for parameter in kept if parameter.ndim <= 1]
+        for part, used in ((matrices, decay), (others, 0.0)):
             settings.append({"params": part, "lr": rate, "base_lr": rate, "weight_decay": used})
     return torch.optim.AdamW(settings, betas=(0.9, 0.98))
 
@@ -35,7 +38,9 @@ def save_state(
     """Write weights, optimizer moments and the number of finished steps; all or nothing."""
     tensors: dict[str, Tensor] = {"step": torch.tensor(step)}
     for name, module in modules.items():
-        tensors |= {f"{name}/{key}": value.contiguous() for key, value in module.state_dict().items()}
+        tensors |= {
+            f"{name}/{key}": value.contiguous() for key, value in module.state_dict().items()
+        }
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{key}": value for key, value in moments.items()}
     partial = path.with_suffix(".partial")
@@ -51,7 +56,11 @@ def load_state(path: Path, modules: dict[str, nn.Module], optimizer: torch.optim
     for name, module in modules.items():
         start = f"{name}/"
         module.load_state_dict(
-            {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+            {
+                key.removeprefix(start): value
+                for key, value in tensors.items()
+                if key.startswith(start)
+            }
         )
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():

@@ -94,7 +94,7 @@ def tokenise_pairs(
 ) -> None:
     """Write the `train` and `dev` splits of the dataset folder `source` below `out`.
 
-    Texts are cut at `max_tokens`. Does nothing when `out` is complete (`done.json` is written last).
+    Texts are cut at `max_tokens`. Does nothing when `out` is complete: `done.json` comes last.
     """
     if (out / "done.json").is_file():
         return
@@ -111,17 +111,19 @@ def tokenise_pairs(
     (out / "done.json").write_text(json.dumps(counts), encoding="utf-8")
 
 
-def _write_column(
-    path: Path, texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int
-) -> None:
+def _write_column(path: Path, texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> None:
     pieces: list[NDArray[np.int32]] = []
     for start in range(0, len(texts), _TOKENISE_AT_ONCE):
         batch = list(texts[start : start + _TOKENISE_AT_ONCE])
-        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-            pieces.append(np.asarray(encoding.ids[:max_tokens], dtype=np.int32))
+        pieces += [
+            np.asarray(encoding.ids[:max_tokens], dtype=np.int32)
+            for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+        ]
     ids = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32)
     np.save(path.with_suffix(".ids.npy"), ids)
-    np.save(path.with_suffix(".ends.npy"), np.cumsum([len(piece) for piece in pieces], dtype=np.int64))
+    np.save(
+        path.with_suffix(".ends.npy"), np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+    )
 
 
 def open_pairs(folder: Path, split: str) -> TokenisedPairs:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,8 @@ def cooccurrence_embeddings(
 
 
 def _optimizers(model: PreTrainedModel, config: PretrainConfig) -> list[torch.optim.Optimizer]:
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim == 2 and "embed_tokens" not in name
         (matrices if is_matrix else others).append(parameter)
@@ -119,7 +121,8 @@ def next_token_loss(model: PreTrainedModel, tokens: Tensor, candidates: int) -> 
         candidates: how many random tokens of the vocabulary to add.
     """
     states = model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
-    embeddings = model.get_input_embeddings().weight
+    table: Any = model.get_input_embeddings()
+    embeddings: Tensor = table.weight
     targets = tokens[:, 1:].flatten()
     sampled = torch.randint(len(embeddings), (candidates,))
     classes = torch.cat([targets, sampled]).unique()  # sorted
@@ -154,7 +157,7 @@ def pretrain(
         for group, rate in zip(groups, base_rates, strict=True):
             group["lr"] = rate * _schedule(step, config)
         loss = next_token_loss(model, tokens, config.candidates)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()

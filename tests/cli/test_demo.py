@@ -1,0 +1,114 @@
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from epic_retrieval import EpicEncoder, PassageIndex, load_task
+from epic_retrieval.cli.app import app
+from epic_retrieval.cli.demo import QUESTIONS, TASK
+from epic_retrieval.cli.latency import CONDITIONS, measure
+from epic_retrieval.cli.stdlib_docs import stdlib_passages
+
+SOURCE = '''
+"""A module that shows what is taken."""
+
+def wait(timeout=None, *, check: bool = True):
+    """Wait for the end, at most `timeout` seconds.
+
+    An example:
+        wait(3)
+    """
+
+def _private():
+    """Nobody outside should read this one."""
+
+def short():
+    """Too short."""
+
+class Thing(Base):
+    """A thing with a constructor."""
+    def __init__(self, size, colour="red"): pass
+    @classmethod
+    def make(cls, size):
+        """Make a thing of a given size."""
+        def inner():
+            """A function in a function is nobody's."""
+    async def fetch(self):
+        """Fetch what the thing stands for."""
+    def again(self):
+        """Fetch what the thing stands for."""
+'''
+
+
+def test_passages_of_a_source_file(tmp_path: Path) -> None:
+    (tmp_path / "queue.py").write_text(SOURCE)
+    (tmp_path / "json").mkdir()
+    (tmp_path / "json" / "__init__.py").write_text('"""The package itself, as a passage."""')
+    (tmp_path / "json" / "_hidden.py").write_text('"""A private module of the package."""')
+    (tmp_path / "json" / "tests").mkdir()
+    (tmp_path / "json" / "tests" / "case.py").write_text('"""Tests are not documentation."""')
+    (tmp_path / "not_of_the_library.py").write_text('"""Some other module lies here."""')
+    (tmp_path / "string.py").write_text("this is (no Python")
+    found = {passage.id: passage for passage in stdlib_passages(tmp_path)}
+    assert {key: passage.title for key, passage in found.items()} == {
+        "json": "json",
+        "queue": "queue",
+        "queue.wait": "queue.wait(timeout=None, *, check: bool=True)",
+        "queue.Thing": "queue.Thing(size, colour='red')",
+        "queue.Thing.make": "queue.Thing.make(size)",
+        "queue.Thing.fetch": "queue.Thing.fetch()",
+    }
+    assert found["queue.wait"].text.splitlines()[-2:] == ["An example:", "    wait(3)"]
+
+
+def test_passages_of_this_python() -> None:
+    found = {passage.id: passage for passage in stdlib_passages()}
+    assert len(found) > 3000
+    assert len({passage.text for passage in found.values()}) == len(found)
+    assert found["subprocess.Popen.wait"].title == "subprocess.Popen.wait(timeout=None)"
+    assert max(len(passage.text) for passage in found.values()) <= 1200
+    assert not [key for key in found if key.startswith(("test.", "idlelib", "_"))]
+
+
+def test_questions_are_not_the_tasks_own_demonstrations() -> None:
+    shown = {one.query.casefold() for one in load_task(TASK).demonstrations}
+    assert not shown & {question.casefold() for question in QUESTIONS}
+
+
+def test_latency_has_a_row_per_condition(tiny_encoder_folder: Path) -> None:
+    task = load_task(TASK).with_demonstrations(load_task(TASK).demonstrations[:1])
+    results = measure(
+        lambda: EpicEncoder.from_pretrained(tiny_encoder_folder), task, ["a", "b"], seconds=0
+    )
+    assert tuple(result.condition for result in results) == CONDITIONS
+    assert all(result.query_ms > 0 for result in results)
+    plain, text, epic, text_again, epic_again = results
+    assert plain.prompt_tokens < epic.prompt_tokens < text.prompt_tokens
+    assert text.prepare_ms is not None
+    assert (text_again.prepare_ms, epic_again.prepare_ms) == (None, None)
+
+
+def test_demo_builds_once_and_answers(
+    tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EPIC_CACHE_DIR", str(tmp_path))
+    command = ["demo", "--model", str(tiny_encoder_folder), "--seconds", "0.1"]
+    first = CliRunner().invoke(app, command)
+    assert first.exit_code == 0, first.output
+    for question in QUESTIONS:
+        assert question in first.stdout
+    assert "EPIC" in first.stdout
+    (folder,) = (tmp_path / "demo").iterdir()
+    with PassageIndex.open(folder) as index:
+        built = index.manifest
+
+    second = CliRunner().invoke(app, command)
+    assert second.exit_code == 0, second.output
+    with PassageIndex.open(folder) as index:
+        assert index.manifest == built
+
+    (folder / "vectors.faiss").write_bytes(b"damaged")
+    third = CliRunner().invoke(app, command)
+    assert third.exit_code == 0, third.output
+    with PassageIndex.open(folder) as index:
+        assert index.manifest.files == built.files

@@ -1,0 +1,145 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from epic_retrieval import EpicEncoder, PassageIndex, Task
+from epic_retrieval.cli.app import app
+from epic_retrieval.errors import InputError, PassageIndexError
+
+ROWS = [
+    {"_id": "a", "title": "Cats", "text": "Cats sleep most of the day.", "source": "zoo"},
+    {"_id": "b", "title": "", "text": "Dogs bark at\nstrangers."},
+    {"_id": "c", "title": "Rivers", "text": "Water runs downhill."},
+]
+run = CliRunner().invoke
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "animals.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tiny_encoder_folder: Path) -> list[str]:
+    return ["--model", str(tiny_encoder_folder)]
+
+
+@pytest.fixture(scope="module")
+def folder(corpus: Path, model: list[str]) -> Path:
+    out = corpus.parent / "index"
+    done = run(app, ["index", "build", str(corpus), "--out", str(out), *model])
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"3 passages in {out}\n"
+    assert "3/3" in done.stderr
+    return out
+
+
+def test_search_prints_the_passages(folder: Path) -> None:
+    done = run(app, ["index", "search", str(folder), "who barks?", "-k", "2"])
+    assert done.exit_code == 0, done.output
+    heading, first, second = done.stdout.splitlines()
+    assert heading == "who barks?"
+    assert first.split()[0] == "1"
+    assert second.split()[0] == "2"
+
+
+def test_search_as_json_agrees_with_the_library(folder: Path, tiny_encoder_folder: Path) -> None:
+    queries = ["who barks?", "sleepy\tpets"]
+    done = run(app, ["index", "search", str(folder), *queries, "--json", "--task", "python-docs"])
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    encoder = EpicEncoder.from_pretrained(tiny_encoder_folder)
+    with PassageIndex.open(folder) as index:
+        expected = index.search(encoder.encode_queries(queries, "python-docs"), 10)
+    assert [line["query"] for line in lines] == queries
+    for line, hits in zip(lines, expected, strict=True):
+        assert [hit["id"] for hit in line["hits"]] == [hit.passage.id for hit in hits]
+        assert [hit["score"] for hit in line["hits"]] == pytest.approx([h.score for h in hits])
+        assert {hit["id"]: hit["metadata"] for hit in line["hits"]}["a"] == {"source": "zoo"}
+
+
+def test_search_reads_queries_from_stdin(folder: Path) -> None:
+    done = run(app, ["index", "search", str(folder), "-", "--json"], input="one\n\n two \r\n")
+    assert [json.loads(line)["query"] for line in done.stdout.splitlines()] == ["one", " two "]
+    done = run(app, ["index", "search", str(folder), "-"], input="\n")
+    assert isinstance(done.exception, InputError)
+
+
+def test_mode_and_task_change_the_answer(folder: Path) -> None:
+    def scores(*options: str) -> list[float]:
+        done = run(app, ["index", "search", str(folder), "x", "--json", *options])
+        assert done.exit_code == 0, done.output
+        return [hit["score"] for hit in json.loads(done.stdout)["hits"]]
+
+    assert scores() == scores("--task", "web-search")
+    assert len({tuple(scores("--mode", mode)) for mode in ("epic", "none")}) == 2
+    assert scores("--task", "python-docs") != scores()
+
+
+def test_another_model_or_a_symmetric_task_is_refused(folder: Path, tmp_path: Path) -> None:
+    from tests.models import save_tiny_encoder
+
+    other = save_tiny_encoder(tmp_path / "other", family="llama")
+    done = run(app, ["index", "search", str(folder), "x", "--model", str(other)])
+    assert isinstance(done.exception, PassageIndexError)
+    done = run(app, ["index", "search", str(folder), "x", "--task", "duplicate-questions"])
+    assert isinstance(done.exception, PassageIndexError)
+
+
+def test_a_symmetric_index_remembers_its_task(
+    corpus: Path, model: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "index"
+    task = Task("twins", "Find twins", symmetric=True)
+    task.save(tmp_path / "twins.json")
+    built = ["index", "build", str(corpus), "--out", str(out), *model]
+    assert run(app, [*built, "--task", str(tmp_path / "twins.json")]).exit_code == 0
+    with PassageIndex.open(out) as index:
+        assert index.manifest.encoder.task == "twins"
+    done = run(app, ["index", "search", str(out), "x"])
+    assert "no built-in task 'twins'" in str(done.exception)
+    done = run(app, ["index", "search", str(out), "x", "--task", str(tmp_path / "twins.json")])
+    assert done.exit_code == 0, done.output
+
+
+def test_info(folder: Path, tiny_encoder_folder: Path) -> None:
+    shown = run(app, ["index", "info", str(folder)]).stdout
+    assert "animals.jsonl" in shown
+    assert str(tiny_encoder_folder) in shown
+    manifest = json.loads(run(app, ["index", "info", str(folder), "--json"]).stdout)
+    assert (manifest["count"], manifest["encoder"]["dimension"]) == (3, 32)
+
+
+def test_verify_notices_one_changed_byte(corpus: Path, model: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    run(app, ["index", "build", str(corpus), "--out", str(out), *model])
+    assert run(app, ["index", "verify", str(out)]).exit_code == 0
+    vectors = out / "vectors.faiss"
+    content = bytearray(vectors.read_bytes())
+    content[-1] ^= 1
+    vectors.write_bytes(content)
+    done = run(app, ["index", "verify", str(out)])
+    assert done.exit_code == 1
+    assert "vectors.faiss" in done.stderr
+    assert not done.stdout
+
+
+def test_nothing_is_replaced_unasked(folder: Path, corpus: Path, model: list[str]) -> None:
+    build = ["index", "build", str(corpus), "--out", str(folder), *model]
+    done = run(app, build)
+    assert isinstance(done.exception, InputError)
+    assert run(app, [*build, "--overwrite"]).exit_code == 0
+
+
+def test_long_and_empty_passages(model: list[str], tmp_path: Path) -> None:
+    corpus = tmp_path / "c.jsonl"
+    corpus.write_text('{"id": "1", "text": "four"}\n{"id": "2", "text": " "}\n')
+    build = ["index", "build", str(corpus), "--out", str(tmp_path / "out"), *model]
+    assert "line 2" in str(run(app, build).exception)
+    assert "more than 3" in str(run(app, [*build, "--max-chars", "3"]).exception)
+    done = run(app, [*build, "--skip-empty"])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("1 passages")
