@@ -44,6 +44,8 @@ _PROGRESS_FROM = 1000  # texts; fewer are done before a bar would help
 class EpicEncoder:
     """A causal language model that embeds queries and passages.
 
+    Its weights are taken as fixed: after changing them in place, make a new encoder.
+
     Example:
         >>> from epic_retrieval import EpicEncoder
         >>> encoder = EpicEncoder.from_pretrained()
@@ -60,7 +62,9 @@ class EpicEncoder:
     def __init__(self, checkpoint: Checkpoint, cache: PromptCache | None = None) -> None:
         self.checkpoint = checkpoint
         self.cache = cache or PromptCache.default()
+        # Computed on first use: reading gigabytes of weights takes a while.
         self._fixed: dict[str, object] | None = None
+        self._projector: str | None = None
 
     @classmethod
     def from_pretrained(
@@ -322,7 +326,9 @@ class EpicEncoder:
         if mode != "none":
             state["demonstrations"] = [asdict(shown) for shown in task.demonstrations]
         if mode == "epic":
-            state["projector"] = self.checkpoint.projector_fingerprint()
+            if self._projector is None:
+                self._projector = self.checkpoint.projector_fingerprint()
+            state["projector"] = self._projector
             state["symmetric"] = task.symmetric
             state["instruct_passages"] = config.instruct_demonstration_passages
         return digest_of(state)

@@ -18,15 +18,18 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from epic_retrieval.cli.latency import Condition
     from epic_retrieval.encoder import EpicEncoder
     from epic_retrieval.index import PassageIndex
+    from epic_retrieval.tasks import Task
     from langchain_epic import EpicEmbeddings
 
 TASK = "python-docs"
 # Raised when the passages change: what is extracted, or how it is cut.
 _CORPUS_VERSION = 1
 QUESTIONS = (
-    "wait for a child process, but not for ever",
+    "remove duplicates but keep order",
+    "wait for a subprocess with a timeout",
     "which elements of a list occur most often?",
     "copy a folder with everything inside it",
     "a temporary folder that is deleted afterwards",
@@ -54,7 +57,9 @@ def demo(
             "run: pip install 'epic-retrieval[cpu,langchain]'"
         ) from error
 
-    console = Console(highlight=False)
+    terminal = Console(highlight=False)
+    # A log has no width; 80 columns, which it would get, cut names in half.
+    console = terminal if terminal.is_terminal else Console(highlight=False, width=110)
     encoder = load_encoder(model)
     embeddings = EpicEmbeddings(task=TASK, encoder=encoder)
     with _open_index(encoder, console) as index:
@@ -76,10 +81,13 @@ def answer(
 
     vector = np.array([embeddings.embed_query(question)], dtype=np.float32)
     (hits,) = index.search(vector, k=3)
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right")
+    table.add_column(overflow="fold")
+    table.add_column(no_wrap=True)
     for hit in hits:
         first_line = hit.passage.text.partition("\n")[0]
-        table.add_row(f"{hit.score:6.3f}", Text(hit.passage.id, style="bold"), Text(first_line))
+        table.add_row(f"{hit.score:7.3f}", Text(hit.passage.id, style="bold"), Text(first_line))
     console.print(Text(f"\n{question}", style="cyan"))
     console.print(table)
 
@@ -98,9 +106,9 @@ def _open_index(encoder: "EpicEncoder", console: "Console") -> "PassageIndex":
         try:
             index = PassageIndex.open(folder, check=True)
         except PassageIndexError as error:
-            console.print(f"The kept index cannot be used: {error}")
+            console.print(f"The kept index cannot be used: {error}", soft_wrap=True)
         else:
-            console.print(f"{index.manifest.count:,} passages, from {folder}")
+            console.print(f"{index.manifest.count:,} docstrings, from {folder}", soft_wrap=True)
             return index
     _build_index(encoder, folder, console)
     return PassageIndex.open(folder, check=True)
@@ -123,10 +131,11 @@ def _build_index(encoder: "EpicEncoder", folder: "Path", console: "Console") -> 
         corpus=f"Python {platform.python_version()} standard library",
         overwrite=True,
     )
-    console.print(f"Done in {time.perf_counter() - start:.0f} s, kept in {folder}")
+    console.print(f"Done in {time.perf_counter() - start:.0f} s, kept in {folder}", soft_wrap=True)
 
 
 def _compare_latency(console: "Console", encoder: "EpicEncoder", seconds: float) -> None:
+    from rich import box
     from rich.table import Table
 
     from epic_retrieval.cli.latency import CONDITIONS, measure
@@ -141,28 +150,36 @@ def _compare_latency(console: "Console", encoder: "EpicEncoder", seconds: float)
         return copy
 
     table = Table(
-        title=f"\nOne query at a time, {encoder.device}; medians of this run", title_justify="left"
+        title=f"\nOne query at a time on {encoder.device}, medians of this run",
+        title_justify="left",
+        title_style="cyan",
+        box=box.SIMPLE_HEAD,
     )
-    table.add_column("prompt")
+    table.add_column("prompt", no_wrap=True)
     for heading in ("prompt tokens", "once per task, ms", "per query, ms"):
         table.add_column(heading, justify="right")
-    task, possible = load_task(TASK), []
-    for condition in CONDITIONS:
-        try:
-            encoder.prepare(task, condition.mode)
-        except EpicError as error:  # another model may have no projector, or too few positions
-            console.print(f"{condition.label}: not with this model ({error})")
-        else:
-            possible.append(condition)
+    task = load_task(TASK)
+    possible = [row for row in CONDITIONS if _is_possible(console, encoder, task, row)]
     for row in measure(fresh, task, QUESTIONS, seconds=seconds, conditions=possible):
         once = "-" if row.prepare_ms is None else f"{row.prepare_ms:.1f}"
         table.add_row(row.condition.label, str(row.prompt_tokens), once, f"{row.query_ms:.1f}")
     console.print(table)
     console.print(
-        "In the first three rows all queries share one prompt, as everywhere in this library;\n"
-        "there vectors save preparation, memory and context rather than time. The last two rows\n"
-        "run the prompt again for each query."
+        "The first three share their prompt among all queries, as this library always does; there\n"
+        "vectors save preparation, memory and context more than time. The others run it each time."
     )
+
+
+def _is_possible(
+    console: "Console", encoder: "EpicEncoder", task: "Task", condition: "Condition"
+) -> bool:
+    """Whether a model can do it; one may have no projector, or too few positions."""
+    try:
+        encoder.prepare(task, condition.mode)
+    except EpicError as error:
+        console.print(f"Left out, {condition.label}: {error}", soft_wrap=True)
+        return False
+    return True
 
 
 def _converse(console: "Console", index: "PassageIndex", embeddings: "EpicEmbeddings") -> None:
