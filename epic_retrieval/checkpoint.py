@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from epic_retrieval.backbone import Backbone
@@ -26,6 +27,7 @@ from epic_retrieval.storage import digest_of, digest_of_files, digest_of_tensors
 from epic_retrieval.tokenization import TextTokenizer, find_bos_eos
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ BUNDLED_MODEL = Path(__file__).parent / "models" / "epic-mini"
 TESTED_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "phi3"})
 _SMALL_WEIGHTS = 1 << 30  # bytes
 PROJECTOR_NAME = "projector.safetensors"
+_ADAPTER_NAME = "adapter_model.safetensors"
 _DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
@@ -115,15 +118,13 @@ def load_checkpoint(
         config = replace(config, max_length=max_length)
     adapter = None
     if has_adapter:
-        from peft import PeftModel
-
-        adapter = PeftModel.from_pretrained(model, str(folder))
-        adapter.merge_adapter()
+        adapter = _load_adapter(folder, model)
         model = cast("PreTrainedModel", adapter.get_base_model())
     model.eval()
     torch.nn.Module.to(model, where)
     backbone = Backbone(model)
-    if model.config.model_type not in TESTED_FAMILIES:
+    _check_ids(folder, config, backbone)
+    if model.config.model_type not in TESTED_FAMILIES or not _claims_causal(model.config):
         _check_causal(backbone)
     return Checkpoint(
         name=BUNDLED_MODEL.name if path_or_hub_id is None else str(path_or_hub_id),
@@ -140,7 +141,9 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
     """Write a folder that `load_checkpoint` reads; `epic_config.json` comes last."""
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
-    (out / CONFIG_NAME).unlink(missing_ok=True)
+    # What an earlier model left here must not be taken for a part of this one.
+    for name in (CONFIG_NAME, PROJECTOR_NAME, "adapter_config.json"):
+        (out / name).unlink(missing_ok=True)
     with _quiet(out):
         (checkpoint.adapter or checkpoint.backbone.model).save_pretrained(out)
     checkpoint.tokenizer.hf.save_pretrained(out)
@@ -175,13 +178,19 @@ def _resolve(path_or_hub_id: str | Path | None) -> Path:
             ' "Qwen/Qwen3-Embedding-0.6B", or nothing for the bundled model'
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
+    failures = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled)
     try:
         # No pickled weights (*.bin) and no code.
         patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
         return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (*failures, OSError) as error:
         raise CheckpointError(
             f"{name!r} is not a folder here, and fetching it from the hub failed: {error}"
         ) from error
@@ -202,8 +211,7 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
 def _base_model(folder: Path, config: EpicConfig | None) -> str:
     named = config.base_model if config else None
     if named is None:
-        adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        named = adapter.get("base_model_name_or_path")
+        named = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if not named:
         raise CheckpointError(
             f"{folder} holds a LoRA adapter without its base model; set base_model in {CONFIG_NAME}"
@@ -220,7 +228,7 @@ def _load_model(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
             model, info = AutoModel.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the weights cannot be loaded: {error}") from error
     missing = sorted(info["missing_keys"])
     if missing or info["mismatched_keys"]:
@@ -230,6 +238,28 @@ def _load_model(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
             " random vectors. Fetch or save the checkpoint again"
         )
     return cast("PreTrainedModel", model)
+
+
+def _load_adapter(folder: Path, model: "PreTrainedModel") -> "PeftModel":
+    """The model with its LoRA adapter merged in."""
+    from peft import PeftModel, get_peft_model_state_dict
+
+    path = folder / _ADAPTER_NAME
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = set(file.keys())
+        adapter = PeftModel.from_pretrained(model, str(folder))
+    except (OSError, ValueError, RuntimeError, SafetensorError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be loaded: {error}") from error
+    # peft only warns of missing weights and goes on as if the model had not been trained.
+    missing = sorted(set(get_peft_model_state_dict(adapter)) - found)
+    if missing:
+        raise CheckpointError(
+            f"{path}: {len(missing)} weights are missing ({', '.join(missing[:3])} ...);"
+            " fetch or save the checkpoint again"
+        )
+    adapter.merge_adapter()
+    return adapter
 
 
 @contextmanager
@@ -299,7 +329,7 @@ def _infer_template(folder: Path, hf: "PreTrainedTokenizerBase") -> str:
 def _check_sentence_transformers_layout(folder: Path) -> None:
     if not (folder / "modules.json").is_file():
         return
-    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    modules = _read_json(folder / "modules.json")
     kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
     if set(kinds) - {"Transformer", "Pooling", "Normalize"}:
         raise CheckpointError(
@@ -320,8 +350,26 @@ def _check_sentence_transformers_layout(folder: Path) -> None:
             )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+def _read_json(path: Path) -> Any:  # noqa: ANN401 (JSON; a missing file is an empty mapping)
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _check_ids(folder: Path, config: EpicConfig, backbone: Backbone) -> None:
+    vocabulary = backbone.model.config.vocab_size
+    for name in ("bos_token_id", "eos_token_id"):
+        if (getattr(config, name) or 0) >= vocabulary:
+            raise CheckpointError(
+                f"{folder}: {name} is {getattr(config, name)}, but the model knows {vocabulary}"
+                f" tokens; correct {CONFIG_NAME} or the tokenizer"
+            )
+
+
+def _claims_causal(config: Any) -> bool:  # noqa: ANN401 (a transformers configuration)
+    """False where a known family was switched to attention in both directions."""
+    return getattr(config, "is_causal", True) is not False
 
 
 @torch.no_grad()

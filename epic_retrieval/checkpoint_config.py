@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from epic_retrieval.errors import CheckpointError, InputError
-from epic_retrieval.prompt import Mode, Template, check_mode
+from epic_retrieval.prompt import MODES, Mode, Template, check_mode
 from epic_retrieval.storage import write_atomically
 
 CONFIG_NAME = "epic_config.json"
@@ -33,6 +33,9 @@ class EpicConfig:
             too, as Eq. 3 says literally, and not as the task's passages are encoded.
         training: how the model was trained, for the record (METHOD's decisions on gradients, draws,
             loss and batches); nothing reads it when encoding.
+
+    Raises:
+        InputError: naming the entry that has a wrong type or value.
     """
 
     template: Template
@@ -43,6 +46,17 @@ class EpicConfig:
     base_model: str | None = None
     instruct_demonstration_passages: bool = False
     training: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for entry, low in (("bos_token_id", 0), ("eos_token_id", 0), ("max_length", 2)):
+            value = getattr(self, entry)
+            fits = isinstance(value, int) and not isinstance(value, bool) and value >= low
+            if not fits and not (entry == "bos_token_id" and value is None):
+                raise InputError(f"{entry} is {value!r}; expected a whole number from {low}")
+        if not self.modes:
+            raise InputError(f"modes is empty; expected some of {', '.join(MODES)}")
+        if not isinstance(self.base_model, str | None):
+            raise InputError(f"base_model is {self.base_model!r}; expected a hub id or folder")
 
     def save(self, folder: Path) -> None:
         """Write `epic_config.json` into `folder`."""

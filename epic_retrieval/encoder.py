@@ -7,7 +7,7 @@ how a model runs is `backbone`'s.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -81,11 +81,11 @@ class EpicEncoder:
 
         See `load_checkpoint` for the arguments and errors.
         """
-        if path_or_hub_id is None:
-            logger.info("no model named: using the small English model bundled with epic-retrieval")
         checkpoint = load_checkpoint(
             path_or_hub_id, device=device, dtype=dtype, template=template, max_length=max_length
         )
+        if path_or_hub_id is None:
+            _announce_bundled(checkpoint.name, checkpoint.backbone.dimension)
         return cls(checkpoint, cache)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -180,20 +180,21 @@ class EpicEncoder:
                 texts, found, mode, batch_size=batch_size, show_progress=show_progress
             )
         wording = passage_prompt(self.checkpoint.config.template)
+        self._check_room(len(self._passage_start()), "the prompt of passages", "a")
         return self._encode(texts, wording, self._passage_states, batch_size, show_progress)
 
     def prepare(self, task: Task | str, mode: Mode | None = None) -> Prefix:
         """Compute a task's prompt and keep it, so that the first query does not wait for it."""
         return self._prefix(*self._checked(task, mode))
 
-    def passage_fingerprint(self, task: Task | str | None = None) -> str:
+    def passage_fingerprint(self, task: Task | str | None = None, mode: Mode | None = None) -> str:
         """Hex digest of everything that decides a passage's vector, for index manifests.
 
-        Demonstrations, projector and instruction do not enter, unless the task is symmetric.
+        Demonstrations, projector, instruction and mode do not enter, unless the task is symmetric.
         """
         found = None if task is None else _task(task)
         if found is not None and found.symmetric:
-            return self._key(found, self.default_mode(found))
+            return digest_of(self._query_side(*self._checked(found, mode)))
         return digest_of(self._passage_side())
 
     def _checked(self, task: Task | str, mode: Mode | None) -> tuple[Task, Mode]:
@@ -209,18 +210,22 @@ class EpicEncoder:
 
     def _prefix(self, task: Task, mode: Mode) -> Prefix:
         def compute() -> Prefix:
+            embeddings = self._prompt_embeddings(task, mode)
+            what = f"the prompt of task {task.name!r} in mode {mode!r}"
+            # What decides this enters the key, so a cached prompt has passed it.
+            self._check_room(len(embeddings), what, 'fewer demonstrations, mode="epic", or a')
             with torch.no_grad():
-                return self.checkpoint.backbone.prefix(self._prompt_embeddings(task, mode))
+                return self.checkpoint.backbone.prefix(embeddings)
 
-        prefix = self.cache.get(self._key(task, mode), self.device, compute)
+        return self.cache.get(self._key(task, mode), self.device, compute)
+
+    def _check_room(self, taken: int, what: str, use: str) -> None:
         limit, text = self.checkpoint.backbone.max_positions, self.checkpoint.config.max_length
-        if prefix.length + text > limit:
+        if taken + text > limit:
             raise InputError(
-                f"the prompt of task {task.name!r} in mode {mode!r} takes {prefix.length} tokens"
-                f" and texts up to {text}, but the model has {limit} positions; use fewer"
-                ' demonstrations, mode="epic", or a smaller max_length'
+                f"{what} takes {taken} tokens and texts up to {text}, but the model has"
+                f" {limit} positions; use {use} smaller max_length"
             )
-        return prefix
 
     @torch.no_grad()
     def _prompt_embeddings(self, task: Task, mode: Mode) -> Tensor:
@@ -262,10 +267,13 @@ class EpicEncoder:
 
     def _passage_states(self, rows: Sequence[Sequence[int]]) -> Tensor:
         # A passage's prompt is a token or two, which a shared prefix would not make cheaper.
+        start = self._passage_start()
+        return self.checkpoint.backbone.encode([[*start, *row] for row in rows])
+
+    def _passage_start(self) -> list[int]:
         prompt = passage_prompt(self.checkpoint.config.template)
         pieces = self.checkpoint.tokenizer.prompt_ids(prompt)
-        start = [token for piece in pieces if not isinstance(piece, Vectors) for token in piece]
-        return self.checkpoint.backbone.encode([[*start, *row] for row in rows])
+        return [token for piece in pieces if not isinstance(piece, Vectors) for token in piece]
 
     @torch.no_grad()
     def _encode(
@@ -314,14 +322,23 @@ class EpicEncoder:
 
     def _key(self, task: Task, mode: Mode) -> str:
         """Digest of everything that decides a prompt's keys and values."""
-        config, backbone = self.checkpoint.config, self.checkpoint.backbone
+        return digest_of(
+            self._query_side(task, mode)
+            | {
+                "dtype": str(self.checkpoint.backbone.dtype),
+                # Kernels, modelling code and our own cutting of texts: a new release may round,
+                # rotate or split differently.
+                "versions": [version(name) for name in ("epic-retrieval", "torch", "transformers")],
+            }
+        )
+
+    def _query_side(self, task: Task, mode: Mode) -> dict[str, object]:
+        """What decides a query's vector, whatever the dtype and the release in use."""
+        config = self.checkpoint.config
         state = self._passage_side() | {
             "template": asdict(config.template),
             "instruction": task.instruction,
             "mode": mode,
-            "dtype": str(backbone.dtype),
-            # Kernels and modelling code: a new release may round, or rotate, differently.
-            "versions": [torch.__version__, version("transformers")],
         }
         if mode != "none":
             state["demonstrations"] = [asdict(shown) for shown in task.demonstrations]
@@ -331,7 +348,18 @@ class EpicEncoder:
             state["projector"] = self._projector
             state["symmetric"] = task.symmetric
             state["instruct_passages"] = config.instruct_demonstration_passages
-        return digest_of(state)
+        return state
+
+
+@cache
+def _announce_bundled(name: str, dimension: int) -> None:
+    """Say once per process that nobody chose the model."""
+    logger.warning(
+        "Using the bundled model %s (%d dimensions): English, small and quick. For better results"
+        " name a larger one.",
+        name,
+        dimension,
+    )
 
 
 def _task(task: Task | str) -> Task:

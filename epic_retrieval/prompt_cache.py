@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from epic_retrieval.prefix import Prefix
-from epic_retrieval.storage import cache_folder, digest_of_tensors, write_atomically
+from epic_retrieval.storage import cache_folder, digest_of, digest_of_tensors, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class PromptCache:
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                intact = (file.metadata() or {}).get("sha256") == digest_of_tensors(tensors)
+                intact = (file.metadata() or {}).get("sha256") == _seal(key, tensors)
             if intact:
                 return _from_tensors({name: t.to(device) for name, t in tensors.items()})
             problem = "its checksum is wrong"
@@ -82,9 +82,14 @@ class PromptCache:
             return
         tensors = _to_tensors(prefix)
         try:
-            write_atomically(path, save(tensors, {"sha256": digest_of_tensors(tensors)}))
+            write_atomically(path, save(tensors, {"sha256": _seal(key, tensors)}))
         except OSError as error:
             logger.warning("the prompt cannot be kept in %s: %s", path.parent, error)
+
+
+def _seal(key: str, tensors: dict[str, Tensor]) -> str:
+    """A checksum that another prompt's file, renamed or restored in this one's place, lacks."""
+    return digest_of([key, digest_of_tensors(tensors)])
 
 
 def _to_tensors(prefix: Prefix) -> dict[str, Tensor]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 TokenIds = list[int]
 
+_PUNCTUATION_AT_END = re.compile(r"[^\w\s]+\Z")
+
 
 class TextTokenizer:
     """Token ids for prompts and texts, on top of a fast Hugging Face tokenizer.
@@ -42,7 +44,8 @@ class TextTokenizer:
             token.content: index for index, token in backend.get_added_tokens_decoder().items()
         }
         longest_first = sorted(self._special_ids, key=len, reverse=True)
-        self._special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        # Without special tokens: a pattern that never matches.
+        self._special = re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")
         self._plain = _without_special_tokens(backend)
 
     def fingerprint(self) -> str:
@@ -56,11 +59,12 @@ class TextTokenizer:
     def prompt_ids(self, prompt: Prompt) -> list[TokenIds | Vectors]:
         """Ids and vectors of a prompt's prefix, in order, the beginning token first.
 
-        White space at the very end is left to the text that follows (`text_ids` puts it there),
-        since that is how tokenizers cut: "Query:", " hello".
+        White space at the very end, or else punctuation, is left to the text that follows
+        (`text_ids` puts it there), since that is how tokenizers cut: "Query:", " hello", but
+        "Query", ":hello".
         """
         start: list[TokenIds | Vectors] = [[self.bos_id]] if self.bos_id is not None else []
-        pieces, _ = _split_trailing_space(prompt.prefix)
+        pieces, _ = self._split_open_end(prompt.prefix)
         for is_text, group in groupby(pieces, key=lambda piece: isinstance(piece, Text)):
             if is_text:
                 ids = self._markup_ids([piece for piece in group if isinstance(piece, Text)])
@@ -80,28 +84,44 @@ class TextTokenizer:
         Raises:
             InputError: for a text without a token, or a `max_length` that leaves none for the text.
         """
-        suffix = [*self._markup_ids([Text(prompt.suffix, markup=True)]), self.eos_id]
+        suffix = [*self._suffix_ids(prompt.suffix), self.eos_id]
         room = max_length - len(suffix)
         if room < 1:
             raise InputError(
                 f"max_length is {max_length}, but the template's suffix and the end token take"
                 f" {len(suffix)} tokens; set it to at least {len(suffix) + 1}"
             )
-        pieces, space = _split_trailing_space(prompt.prefix)
+        pieces, opening = self._split_open_end(prompt.prefix)
         anchor = self._anchor(pieces)
-        rows = self._continue(anchor, [space + text for text in texts])
+        rows = self._continue(anchor, [opening + text for text in texts])
         for row, text in zip(rows, texts, strict=True):
             if not row:
                 raise InputError(f"the tokenizer finds no token in {text!r}; expected some text")
         return [row[:room] + suffix for row in rows]
+
+    def _split_open_end(self, pieces: Sequence[Piece]) -> tuple[tuple[Piece, ...], str]:
+        """The pieces without the characters at their end that the text's first token may take."""
+        last = pieces[-1] if pieces else None
+        if not isinstance(last, Text):
+            return tuple(pieces), ""
+        open_end = last.text[len(last.text.rstrip()) :]
+        if not open_end:
+            found = _PUNCTUATION_AT_END.search(self._plain_end(last))
+            open_end = found.group() if found else ""
+        kept = last.text[: len(last.text) - len(open_end)]
+        head = tuple(pieces[:-1])
+        return ((*head, Text(kept, last.markup)) if kept else head), open_end
+
+    def _plain_end(self, piece: Text) -> str:
+        """What stands behind the last special token of a piece."""
+        return self._special.split(piece.text)[-1] if piece.markup else piece.text
 
     def _anchor(self, pieces: Sequence[Piece]) -> str:
         """The character that a text follows; none behind vectors and special tokens."""
         last = pieces[-1] if pieces else None
         if not isinstance(last, Text):
             return ""
-        parts = self._special.split(last.text) if last.markup else [last.text]
-        return parts[-1][-1:]
+        return self._plain_end(last)[-1:]
 
     def _continue(self, anchor: str, texts: Sequence[str]) -> list[TokenIds]:
         """Ids of texts as they would be cut right behind `anchor` in one string.
@@ -133,6 +153,12 @@ class TextTokenizer:
                     plain += part
         return ids + (self._encode([plain])[0] if plain else [])
 
+    def _suffix_ids(self, suffix: str) -> TokenIds:
+        """Ids of a suffix behind a word: some tokenizers put a space before what stands alone."""
+        plain = self._special.split(suffix)[0]
+        [ids] = self._continue("a", [plain])
+        return ids + self._markup_ids([Text(suffix[len(plain) :], markup=True)])
+
     def _encode(self, texts: list[str]) -> list[TokenIds]:
         try:
             return [
@@ -148,7 +174,7 @@ def find_bos_eos(hf: "PreTrainedTokenizerBase") -> tuple[int | None, int]:
     """The ids that start and end a sequence for this tokenizer.
 
     What its own post-processor adds wins (Qwen3-Embedding ends in <|endoftext|>, not in its
-    `eos_token`), then `bos_token` and `eos_token`.
+    `eos_token`), then `eos_token`, and `bos_token` where `add_bos_token` asks for it.
 
     Raises:
         CheckpointError: when it has no end token.
@@ -159,7 +185,7 @@ def find_bos_eos(hf: "PreTrainedTokenizerBase") -> tuple[int | None, int]:
     extra = len(added) - len(plain)
     starts = next((n for n in range(extra + 1) if added[n : n + len(plain)] == plain), 0)
     bos: int | None = added[0] if starts == 1 else None
-    if starts == 0 and getattr(hf, "add_bos_token", True) is not False:
+    if starts == 0 and getattr(hf, "add_bos_token", False):
         bos = hf.bos_token_id if hf.bos_token_id != hf.eos_token_id else None
     eos = added[-1] if extra - starts == 1 else hf.eos_token_id
     if eos is None:
@@ -195,13 +221,3 @@ def _without_special_tokens(backend: "Tokenizer") -> "Tokenizer":
             if (merge.replace(" ", "") if isinstance(merge, str) else "".join(merge)) not in special
         ]
     return Tokenizer.from_str(json.dumps(state))
-
-
-def _split_trailing_space(pieces: Sequence[Piece]) -> tuple[tuple[Piece, ...], str]:
-    if not pieces or not isinstance(pieces[-1], Text):
-        return tuple(pieces), ""
-    last = pieces[-1]
-    kept = last.text.rstrip()
-    space = last.text[len(kept) :]
-    head = tuple(pieces[:-1])
-    return ((*head, Text(kept, last.markup)) if kept else head), space

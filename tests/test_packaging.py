@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -75,5 +76,6 @@ def test_installed_packages_import(installed: Path, tmp_path: Path) -> None:
 
 def test_installed_command_runs(installed: Path, tmp_path: Path) -> None:
     epic = installed / "bin" / "epic"
-    assert run(epic, "--version", cwd=tmp_path, path=installed).strip() == "epic 0.1.0"
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert run(epic, "--version", cwd=tmp_path, path=installed).strip() == f"epic {stated}"
     assert "web-search" in run(epic, "tasks", cwd=tmp_path, path=installed)

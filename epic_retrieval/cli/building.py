@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from epic_retrieval.tasks import Task
 
 # Passages that are encoded together: enough to sort by length, few enough for the bar to move.
-_CHUNK = 512
+_CHUNK = 1024
 # A file that takes longer than a moment to count is encoded without a total.
 _COUNT_AT_MOST = 2**30
 

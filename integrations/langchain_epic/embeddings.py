@@ -5,8 +5,7 @@ Knows LangChain's interface and the public names of epic_retrieval; neither prom
 
 from typing import Literal, Self
 
-from epic_retrieval import EpicEncoder, InputError, MissingExtraError, Task, load_task
-from langchain_epic.shared_models import shared_encoder
+from epic_retrieval import MissingExtraError
 
 try:
     from langchain_core.embeddings import Embeddings
@@ -24,6 +23,10 @@ except ModuleNotFoundError as error:
         f"langchain_epic needs langchain-core, but {error.name} is not installed; "
         "run: pip install 'epic-retrieval[langchain]'"
     ) from error
+
+# After the cheap check: this loads torch.
+from epic_retrieval import EpicEncoder, InputError, Task, load_task
+from langchain_epic.shared_models import shared_encoder
 
 
 class EpicEmbeddings(BaseModel, Embeddings):

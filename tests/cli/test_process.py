@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from epic_retrieval.cli.app import app
 
 
 def epic(*arguments: str | Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
@@ -49,7 +52,9 @@ def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
         assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_build_and_search_from_another_folder(tiny_encoder_folder: Path, tmp_path: Path) -> None:
+def test_build_here_and_search_from_elsewhere(
+    tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A relative model path is remembered so that it still leads to the model from elsewhere."""
     rows = ({"id": str(number), "text": f"passage {number}"} for number in range(5))
     (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -59,6 +64,8 @@ def test_build_and_search_from_another_folder(tiny_encoder_folder: Path, tmp_pat
     )
     assert built.returncode == 0, built.stderr
     assert built.stdout == "5 passages in deep/index\n"
-    found = epic("index", "search", "index", "passage", "--json", cwd=tmp_path / "deep")
-    assert found.returncode == 0, found.stderr
+    assert "5/5" in built.stderr
+    monkeypatch.chdir(tmp_path / "deep")
+    found = CliRunner().invoke(app, ["index", "search", "index", "passage", "--json"])
+    assert found.exit_code == 0, found.output
     assert len(json.loads(found.stdout)["hits"]) == 5

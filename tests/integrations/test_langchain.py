@@ -53,15 +53,17 @@ def encoder(tiny_encoder_folder: Path) -> EpicEncoder:
 def test_both_verbs_are_the_encoders(encoder: EpicEncoder) -> None:
     embeddings = EpicEmbeddings(task="python-docs", encoder=encoder)
     expected = encoder.encode_queries([TEXTS[1]], "python-docs")
-    np.testing.assert_array_equal(np.float32([embeddings.embed_query(TEXTS[1])]), expected)
-    documents = np.float32(embeddings.embed_documents(TEXTS))
+    np.testing.assert_array_equal(
+        np.asarray([embeddings.embed_query(TEXTS[1])], np.float32), expected
+    )
+    documents = np.asarray(embeddings.embed_documents(TEXTS), np.float32)
     np.testing.assert_array_equal(documents, encoder.encode_passages(TEXTS))
     assert embeddings.embed_documents([]) == []
 
 
 def test_a_symmetric_task_reaches_the_passages(encoder: EpicEncoder) -> None:
     embeddings = EpicEmbeddings(task=SYMMETRIC, mode="none", encoder=encoder)
-    documents = np.float32(embeddings.embed_documents(TEXTS))
+    documents = np.asarray(embeddings.embed_documents(TEXTS), np.float32)
     np.testing.assert_array_equal(documents, encoder.encode_passages(TEXTS, SYMMETRIC, "none"))
     assert np.abs(documents - encoder.encode_passages(TEXTS)).max() > 1e-3
 

@@ -11,10 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from epic_retrieval.errors import InputError
 from epic_retrieval.tasks import Task
 from epic_training.pairs import TokenisedPairs
 
 Row = list[int]
+_SHORTEST_CROPPED = 40  # tokens
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,11 @@ class BatchMaker:
     seed: int = 42
 
     def __call__(self, step: int) -> Batch:
-        """The batch of a step."""
+        """The batch of a step.
+
+        Raises:
+            InputError: when none of the rows drawn can be used.
+        """
         rng = np.random.default_rng([self.seed, step])
         weights = np.array([source.weight for source in self.sources])
         source = self.sources[rng.choice(len(weights), p=weights / weights.sum())]
@@ -95,6 +101,13 @@ class BatchMaker:
                 batch.negatives.append(pair[2])
             if len(batch.queries) == self.size:
                 break
+        if not batch.queries:
+            needed = f"{_SHORTEST_CROPPED if source.crop else 1} or more tokens"
+            raise InputError(
+                f"{source.task.name}: none of the {len(source.pairs)} training pairs can be used;"
+                f" expected passages of {needed} once they are cut at {limit}; raise passage_tokens"
+                " or take the data set, or its crops, out of the mix"
+            )
         return batch
 
     def _pair(
@@ -117,7 +130,7 @@ def _crop(
     passage: NDArray[np.int32], rng: np.random.Generator
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]] | None:
     """A span of 4 to 24 tokens, and the passage, two times out of three without the span."""
-    if len(passage) < 40:
+    if len(passage) < _SHORTEST_CROPPED:
         return None
     length = int(rng.integers(4, 25))
     start = int(rng.integers(0, len(passage) - length))

@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,7 +102,6 @@ def pretrained_model(config: dict[str, Any], out: Path) -> tuple[PreTrainedModel
         )
     )
     ids = running_text(config, out)
-    log_file = out / "pretrain.json"
     if not (out / "pretrain.safetensors").is_file():
         embeddings = cooccurrence_embeddings(ids, vocabulary, config["model"]["hidden_size"])
         with torch.no_grad():
@@ -109,10 +109,7 @@ def pretrained_model(config: dict[str, Any], out: Path) -> tuple[PreTrainedModel
             table.weight.copy_(embeddings)
             table.weight[_PAD] = 0
     settings = PretrainConfig(seed=config["seed"], **config["pretrain"])
-    log = pretrain(model, ids, settings, out)
-    if log:
-        log_file.write_text(json.dumps(log, indent=1), encoding="utf-8")
-    return model, json.loads(log_file.read_text(encoding="utf-8"))
+    return model, pretrain(model, ids, settings, out)
 
 
 def sources(config: dict[str, Any], out: Path) -> list[Source]:
@@ -188,7 +185,7 @@ def main(
 ) -> None:
     """Train the bundled model; run again after an interruption to go on."""
     logging.basicConfig(level=logging.INFO)
-    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    settings = _complete(yaml.safe_load(config.read_text(encoding="utf-8")))
     out.mkdir(parents=True, exist_ok=True)
     prepare_tokens(settings, data, out)
     model, _ = pretrained_model(settings, out)
@@ -199,6 +196,17 @@ def main(
     save_checkpoint(checkpoint, out / "checkpoint")
     describe(settings, data, out)
     logger.info("saved %s", out / "checkpoint")
+
+
+def _complete(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` with both stages' defaults spelled out, so that the checkpoint records them."""
+    complete = dict(config)
+    for stage, settings in (("pretrain", PretrainConfig), ("contrastive", ContrastiveConfig)):
+        defaults = {field.name: field.default for field in fields(settings)}
+        defaults.pop("seed", None)  # one seed, at the top, for all stages
+        known = {name: value for name, value in defaults.items() if value is not MISSING}
+        complete[stage] = known | config[stage]
+    return complete
 
 
 def describe(config: dict[str, Any], data: Path, out: Path) -> None:

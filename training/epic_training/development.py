@@ -46,8 +46,8 @@ class DevelopmentScore:
 def score_development(
     encoder: EpicEncoder, data: Path, settings: Mapping[str, Any], percent: float
 ) -> list[DevelopmentScore]:
-    """Score every data set of a training configuration."""
-    return [
+    """Score every data set of a training configuration that has held-out pairs."""
+    scores = (
         _score(
             encoder,
             Task(name, chosen["instruction"], symmetric=chosen.get("symmetric", False)),
@@ -55,15 +55,18 @@ def score_development(
             percent,
         )
         for name, chosen in settings.items()
-    ]
+    )
+    return [score for score in scores if score is not None]
 
 
 def _score(
     encoder: EpicEncoder, task: Task, pairs: Sequence[Pair], percent: float
-) -> DevelopmentScore:
+) -> DevelopmentScore | None:
     held_out = list(
         islice(_distinct(p for p in pairs if is_development(p.query, percent)), MOST_PAIRS)
     )
+    if not held_out:
+        return None
     known = [p for p in pairs if not is_development(p.query, percent)]
     plain = _ndcg(encoder, task, held_out)
     shown = []
@@ -97,6 +100,10 @@ def _ndcg(encoder: EpicEncoder, task: Task, pairs: Sequence[Pair]) -> float:
 
 
 def _gains(scores: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(n,) nDCG@10 of each query from scores (n, n) the one relevant passage on the diagonal."""
-    ranks = (scores > np.diag(scores)[:, None]).sum(axis=1) + 1
+    """(n,) nDCG@10 of each query from scores (n, n), the one relevant passage on the diagonal.
+
+    A relevant passage ranks last among equals: an encoder that gives every text the same vector
+    finds nothing.
+    """
+    ranks = (scores >= np.diag(scores)[:, None]).sum(axis=1)
     return np.where(ranks <= _CUTOFF, 1 / np.log2(ranks + 1), 0.0)

@@ -85,6 +85,8 @@ def _minutes(records: Sequence[Mapping[str, float]]) -> int:
 
 
 def _score_rows(scores: Sequence[DevelopmentScore]) -> str:
+    if not scores:
+        return "| no data set has held-out pairs | | | |"
     rows = [
         f"| {s.name} | {s.pairs} | {s.none:.3f} | {np.mean(s.epic):.3f}"
         f" ({min(s.epic):.3f} to {max(s.epic):.3f}) |"

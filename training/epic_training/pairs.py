@@ -1,7 +1,7 @@
 """Training pairs as token ids: one flat array per column and dataset, memory-mapped.
 
 A dataset is a folder with `pairs.jsonl.gz`, one `{"query", "positive", "negative"?}` a line. Its
-texts are tokenised once and kept as `<column>.ids.npy` (uint16 or int32) with `<column>.ends.npy`
+texts are tokenised once and kept as `<column>.ids.npy` (int32) with `<column>.ends.npy`
 (int64), so that a run neither holds Python strings nor tokenises twice. A pair belongs to the
 development split when a hash of its query says so: the same query never stands on both sides.
 
@@ -38,14 +38,23 @@ def read_pairs(path: Path) -> Iterator[Pair]:
     """Yield the rows of a `.jsonl.gz` file.
 
     Raises:
-        InputError: with file and line, when a row is not JSON or lacks a non-empty text.
+        InputError: with file and line, when a row is not JSON, lacks a non-empty text, or holds
+            something else than valid Unicode text.
     """
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
                 pair = Pair(row["query"], row["positive"], row.get("negative") or "")
-            except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+                for text in (pair.query, pair.positive, pair.negative):
+                    text.encode()  # fails for what is no text, and for half a surrogate pair
+            except (
+                json.JSONDecodeError,
+                KeyError,
+                TypeError,
+                AttributeError,
+                UnicodeEncodeError,
+            ) as error:
                 raise InputError(
                     f"{path}, line {number}: {error!r}; expected a JSON object with the texts"
                     ' "query", "positive" and, optionally, "negative"'

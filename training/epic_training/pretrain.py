@@ -5,6 +5,7 @@ truncated SVD, as in Levy and Goldberg 2014, which gives word meanings for the p
 products), then next-token prediction. Knows nothing of demonstrations or contrastive losses.
 """
 
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -21,7 +22,11 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from epic_retrieval.errors import InputError
+from epic_retrieval.storage import write_atomically
+
 _EMBEDDING_RMS = 0.05
+_LOG_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def _optimizers(model: PreTrainedModel, config: PretrainConfig) -> list[torch.op
 
 
 def _schedule(step: int, config: PretrainConfig) -> float:
-    return min((step + 1) / config.warmup, max(0.02, 1 - step / config.steps))
+    return min((step + 1) / max(1, config.warmup), max(0.02, 1 - step / config.steps))
 
 
 def _batches(ids: NDArray[np.int32], config: PretrainConfig, first: int) -> Iterator[Tensor]:
@@ -135,11 +140,23 @@ def pretrain(
 ) -> list[dict[str, float]]:
     """Train `model` in place on the running text `ids`; resumes from `folder` after a crash.
 
+    The weights are kept in `pretrain.safetensors`, the log in `pretrain.json`. The optimizers' own
+    state is not: they start afresh where a run is resumed.
+
     Returns:
-        One record per 50 steps: step, loss (nats per token, mean over the 50), seconds.
+        One record per 50 steps, and one for what is left over at the end: step, loss (nats per
+        token, mean since the record before), seconds.
+
+    Raises:
+        InputError: when the text is shorter than one sequence.
     """
+    if len(ids) < config.length + 2:
+        raise InputError(
+            f"the text has {len(ids)} tokens; expected more than {config.length + 1} to train on"
+            f" sequences of {config.length}: add data, or set a smaller length"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    state_file = folder / "pretrain.safetensors"
+    state_file, log_file = folder / "pretrain.safetensors", folder / "pretrain.json"
     first = 0
     if state_file.is_file():
         state = load_file(state_file)
@@ -147,9 +164,9 @@ def pretrain(
         model.load_state_dict(state)
     optimizers = _optimizers(model, config)
     base_rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-    log: list[dict[str, float]] = []
+    log = _read_log(log_file, first)
     recent: list[float] = []
-    started = time.monotonic()
+    started = time.monotonic() - (log[-1]["seconds"] if log else 0)
     model.train()
     progress = tqdm(total=config.steps, initial=first, desc="pretraining", mininterval=10)
     for step, tokens in enumerate(_batches(ids, config, first), start=first):
@@ -164,15 +181,24 @@ def pretrain(
             optimizer.zero_grad(set_to_none=True)
         recent.append(loss.item())
         progress.update()
-        if len(recent) == 50:
+        if len(recent) == _LOG_EVERY or step + 1 == config.steps:
             mean = sum(recent) / len(recent)
             log.append({"step": step + 1, "loss": mean, "seconds": time.monotonic() - started})
             progress.set_postfix(loss=f"{mean:.3f}")
             recent.clear()
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            write_atomically(log_file, json.dumps(log, indent=1).encode())
             weights = {name: value.contiguous() for name, value in model.state_dict().items()}
             partial = state_file.with_suffix(".partial")
             save_file({**weights, "step": torch.tensor(step + 1)}, partial)
             partial.replace(state_file)
     progress.close()
     return log
+
+
+def _read_log(path: Path, finished: int) -> list[dict[str, float]]:
+    """What an earlier run wrote about its first `finished` steps."""
+    if not path.is_file():
+        return []
+    records = json.loads(path.read_text(encoding="utf-8"))
+    return [record for record in records if record["step"] <= finished]

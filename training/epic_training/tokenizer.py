@@ -4,7 +4,7 @@ Text is lower-cased, camelCase is split and indentation shrinks to one space, wh
 vocabulary; the encoder never has to give the text back. Knows nothing of models.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -17,7 +17,7 @@ _INDENTATION = Regex(r"[ \t]{2,}")
 _CAMEL_CASE = Regex(r"(?<=[a-z])(?=[A-Z])")
 
 
-def train_tokenizer(texts: Iterator[str], vocabulary: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     """Learn `vocabulary` byte-level BPE tokens from `texts`; ids 0, 1, 2 are PAD, BOS, EOS."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence(

@@ -1,0 +1,106 @@
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from epic_retrieval import EpicEncoder, Task
+from epic_retrieval.errors import InputError
+from epic_retrieval.prompt import Mode
+from epic_training.development import _gains, score_development
+from epic_training.pairs import is_development
+from tests.models import tiny_encoder
+from tests.training.samples import write_pairs
+
+ROWS = [{"query": f"question {n % 80}", "positive": f"answer {n}"} for n in range(100)]
+SETTINGS: dict[str, dict[str, Any]] = {"toy": {"instruction": "Find the answer"}}
+
+
+class Watched(EpicEncoder):
+    """Remembers what it was asked."""
+
+    asked: list[tuple[list[str], Task]]
+
+    def encode_queries(
+        self,
+        texts: Sequence[str],
+        task: Task | str = "",
+        mode: Mode | None = None,
+        *,
+        batch_size: int = 32,
+        show_progress: bool | None = None,
+        share_prefix: bool = True,
+    ) -> NDArray[np.float32]:
+        assert isinstance(task, Task)
+        self.asked.append((list(texts), task))
+        return super().encode_queries(
+            texts,
+            task,
+            mode,
+            batch_size=batch_size,
+            show_progress=show_progress,
+            share_prefix=share_prefix,
+        )
+
+
+@pytest.fixture
+def encoder() -> Watched:
+    plain = tiny_encoder()
+    watched = Watched(plain.checkpoint, plain.cache)
+    watched.asked = []
+    return watched
+
+
+def test_scores_are_of_held_out_queries_and_demonstrations_are_not(
+    tmp_path: Path, encoder: Watched
+) -> None:
+    write_pairs(tmp_path / "toy", ROWS)
+    [score] = score_development(encoder, tmp_path, SETTINGS, 20)
+    held_out = [row for row in ROWS[:80] if is_development(row["query"], 20)]
+    assert (score.name, score.pairs) == ("toy", len(held_out))
+    assert 5 < score.pairs < 40
+    of_task = [(texts, task) for texts, task in encoder.asked if task.name == "toy"]
+    assert all(texts == [row["query"] for row in held_out] for texts, _ in of_task)
+    shown = [task.demonstrations for _, task in of_task]
+    assert [len(demonstrations) for demonstrations in shown] == [0, 5, 5, 5]
+    assert len(set(shown)) == 4
+    for demonstration in (one for demonstrations in shown for one in demonstrations):
+        assert not is_development(demonstration.query, 20)
+        assert {"query": demonstration.query, "positive": demonstration.passage} in ROWS
+
+    passages = encoder.encode_passages([row["positive"] for row in held_out])
+    for (queries, task), found in zip(of_task, (score.none, *score.epic), strict=True):
+        mode: Mode = "epic" if task.demonstrations else "none"
+        scores = encoder.encode_queries(queries, task, mode) @ passages.T
+        gains = []
+        for i, row in enumerate(scores):
+            rank = sorted(row, reverse=True).index(row[i]) + 1
+            gains.append(1 / math.log2(rank + 1) if rank <= 10 else 0)
+        assert found == pytest.approx(sum(gains) / len(gains))
+
+
+def test_gains() -> None:
+    scores = np.zeros((12, 12), dtype=np.float32)
+    scores[np.triu_indices(12, 1)] = 2
+    np.fill_diagonal(scores, 1)
+    expected = [1 / math.log2(rank + 1) if rank <= 10 else 0 for rank in range(12, 0, -1)]
+    assert _gains(scores).tolist() == pytest.approx(expected)
+
+
+def test_an_encoder_that_tells_nothing_apart_finds_nothing() -> None:
+    assert _gains(np.ones((20, 20), dtype=np.float32)).tolist() == [0] * 20
+
+
+def test_a_dataset_without_held_out_pairs_is_left_out(tmp_path: Path, encoder: Watched) -> None:
+    write_pairs(tmp_path / "toy", ROWS)
+    assert score_development(encoder, tmp_path, SETTINGS, 0) == []
+
+
+def test_too_few_short_pairs_to_show(tmp_path: Path, encoder: Watched) -> None:
+    rows = [{**row, "positive": row["positive"] + " and" * 200} for row in ROWS]
+    write_pairs(tmp_path / "toy", rows)
+    with pytest.raises(InputError, match="toy has fewer than 5 short training pairs"):
+        score_development(encoder, tmp_path, SETTINGS, 5)
