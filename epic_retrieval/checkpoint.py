@@ -78,7 +78,10 @@ class Checkpoint:
         if not self.folders:
             config = self.backbone.model.config.to_diff_dict()
             return digest_of([config, digest_of_tensors(self.backbone.model.state_dict())])
-        return digest_of([digest_of_files(_weight_files(folder)) for folder in self.folders])
+        parts: list[object] = [digest_of_files(_weight_files(folder)) for folder in self.folders]
+        if self.adapter is not None:
+            parts.append(_adapter_settings(self.folders[0]))
+        return digest_of(parts)
 
     def projector_fingerprint(self) -> str:
         """Hex digest of g's weights; "" without one."""
@@ -375,12 +378,17 @@ def _claims_causal(config: Any) -> bool:  # noqa: ANN401 (a transformers configu
 @torch.no_grad()
 def _check_causal(backbone: Backbone) -> None:
     """Refuse models whose tokens look to the right: no prefix of theirs can be shared."""
+    family = backbone.model.config.model_type
+    if getattr(backbone.model.config, "is_encoder_decoder", False):
+        raise CheckpointError(
+            f"the model family {family!r} is an encoder with a decoder; expected a causal language"
+            f" model, such as {', '.join(sorted(TESTED_FAMILIES))}"
+        )
     first, second = backbone.token_embeddings([5, 6]), backbone.token_embeddings([5, 7])
     states = [
         backbone.model(inputs_embeds=rows[None], use_cache=False).last_hidden_state[0, 0]
         for rows in (first, second)
     ]
-    family = backbone.model.config.model_type
     if not torch.allclose(states[0], states[1], atol=1e-3):
         raise CheckpointError(
             f"the model family {family!r} attends in both directions; expected a causal language"
@@ -390,7 +398,17 @@ def _check_causal(backbone: Backbone) -> None:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    names = ("config.json", "adapter_config.json")
-    files = [folder / name for name in names if (folder / name).is_file()]
+    files = [folder / "config.json"] if (folder / "config.json").is_file() else []
     weights = sorted(folder.glob("*.safetensors"))
     return files + [file for file in weights if file.name != PROJECTOR_NAME]
+
+
+def _adapter_settings(folder: Path) -> dict[str, object]:
+    """What decides how an adapter's weights are applied, however often it was saved and moved."""
+    settings = dict(_read_json(folder / "adapter_config.json"))
+    for name in ("base_model_name_or_path", "revision", "inference_mode", "peft_version"):
+        settings.pop(name, None)
+    for name in ("target_modules", "exclude_modules"):  # sets, written in any order
+        if isinstance(settings.get(name), list):
+            settings[name] = sorted(settings[name])
+    return settings

@@ -5,6 +5,7 @@ position shows.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -30,11 +31,11 @@ from epic_retrieval.backbone import Backbone
 from epic_retrieval.checkpoint import Checkpoint
 from epic_retrieval.checkpoint_config import EpicConfig
 from epic_retrieval.projector import Projector
-from epic_retrieval.prompt import TEMPLATES
+from epic_retrieval.prompt import TEMPLATES, Mode
 from epic_retrieval.prompt_cache import PromptCache
 from epic_retrieval.tokenization import TextTokenizer
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 400,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -47,7 +48,7 @@ SHAPE = {
     "eos_token_id": 2,
     "initializer_range": 0.2,
 }
-BUILDERS = {
+BUILDERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaModel, LlamaConfig, {}),
     # A window shorter than most prompts of the tests.
     "mistral": (MistralModel, MistralConfig, {"sliding_window": 12}),
@@ -97,7 +98,7 @@ def tiny_encoder(
         torch.manual_seed(1)
         g = Projector(backbone.dimension).eval()
         g.scale_to(torch.randn(64, backbone.dimension), backbone.embedding_rms())
-    modes = ("epic", "none") if projector else ("none",)
+    modes: tuple[Mode, ...] = ("epic", "none") if projector else ("none",)
     config = EpicConfig(TEMPLATES[template], 1 if bos else None, 2, max_length=64, modes=modes)
     tokenizer = TextTokenizer(tiny_tokenizer(bos=bos), bos_id=config.bos_token_id, eos_id=2)
     return EpicEncoder(

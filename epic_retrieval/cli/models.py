@@ -1,4 +1,4 @@
-"""Loads the encoder that a command asks for, and says so when nobody chose one.
+"""The encoder that a command asks for, and the options that say which.
 
 Knows nothing of corpora or indexes.
 """
@@ -33,7 +33,7 @@ BatchSizeOption = Annotated[int, typer.Option(min=1, help="Texts in a forward pa
 def load_encoder(
     model: str | None, device: str | None = None, dtype: str | None = None
 ) -> "EpicEncoder":
-    """Loads an encoder; a notice on stderr says when it is the bundled one.
+    """Loads an encoder; the library itself says so when it is the bundled one.
 
     Raises:
         CheckpointError: the model cannot be loaded.
@@ -43,14 +43,7 @@ def load_encoder(
     if model is not None and Path(model).is_dir():
         # An index remembers the name, and will be searched from other folders.
         model = str(Path(model).resolve())
-    encoder = EpicEncoder.from_pretrained(model, device=device, dtype=dtype)
-    if model is None:
-        typer.echo(
-            f"Using the bundled model {encoder.name} ({encoder.dimension} dimensions): English, "
-            "small and quick. --model or EPIC_MODEL names another.",
-            err=True,
-        )
-    return encoder
+    return EpicEncoder.from_pretrained(model, device=device, dtype=dtype)
 
 
 def model_named(name: str) -> str | None:
