@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -210,9 +210,15 @@ def _complete(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe(config: dict[str, Any], data: Path, out: Path) -> None:
-    """Score the saved checkpoint on the development splits and write its model card."""
-    encoder = EpicEncoder.from_pretrained(out / "checkpoint", cache=PromptCache(None))
+    """Score the saved checkpoint on the development splits, choose its default mode by them.
+
+    Mode "epic" is the default unless demonstrations lower the mean score.
+    """
+    folder = out / "checkpoint"
+    encoder = EpicEncoder.from_pretrained(folder, cache=PromptCache(None))
     scores = score_development(encoder, data, config["data"], config["dev_percent"])
+    if sum(float(np.mean(score.epic)) - score.none for score in scores) < 0:
+        replace(EpicConfig.load(folder), modes=("none", "epic")).save(folder)
     metas = {
         name: json.loads((data / name / "meta.json").read_text(encoding="utf-8"))
         for name in config["data"]
@@ -222,7 +228,7 @@ def describe(config: dict[str, Any], data: Path, out: Path) -> None:
         "pretrain": json.loads((out / "pretrain.json").read_text(encoding="utf-8")),
         "contrastive": [json.loads(line) for line in lines],
     }
-    write_model_card(out / "checkpoint", config, metas, log, scores)
+    write_model_card(folder, config, metas, log, scores)
 
 
 if __name__ == "__main__":
