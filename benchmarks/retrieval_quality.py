@@ -117,7 +117,7 @@ def measure(folder: Path, task: Task, encoder: EpicEncoder, rival: Path, k: int)
     }
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary) / "index"
-        command = [sys.executable, "-m", "epic_retrieval.cli", "index", "build", str(folder)]
+        command = [str(Path(sys.executable).with_name("epic")), "index", "build", str(folder)]
         command += ["--out", str(out), "--skip-empty"]
         if encoder.checkpoint.folders[0].name != "epic-mini":
             command += ["--model", str(encoder.checkpoint.folders[0])]

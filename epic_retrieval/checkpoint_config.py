@@ -31,7 +31,7 @@ class EpicConfig:
         base_model: hub id or folder that a LoRA adapter belongs to; None: weights lie here.
         instruct_demonstration_passages: encode the passages of demonstrations with the instruction
             too, as Eq. 3 says literally, and not as the task's passages are encoded.
-        training: how the model was trained, for the record (METHOD's decisions on gradients, draws,
+        training: how the model was trained, for the record (decisions on gradients, draws,
             loss and batches); nothing reads it when encoding.
 
     Raises:

@@ -7,7 +7,7 @@ how a model runs is `backbone`'s.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -65,6 +65,8 @@ class EpicEncoder:
         # Computed on first use: reading gigabytes of weights takes a while.
         self._fixed: dict[str, object] | None = None
         self._projector: str | None = None
+        # The vectors of demonstrations are made once in the paper's way of encoding too.
+        self._kept_embeddings = lru_cache(maxsize=8)(self._prompt_embeddings)
 
     @classmethod
     def from_pretrained(
@@ -153,7 +155,7 @@ class EpicEncoder:
         """
         found, chosen = self._checked(task, mode)
         prefix = self._prefix(found, chosen)
-        unshared = None if share_prefix else self._prompt_embeddings(found, chosen)
+        unshared = None if share_prefix else self._kept_embeddings(found, chosen)
         # Every mode words what stands right before and after the text alike.
         wording = query_prompt(self.checkpoint.config.template, found, "none")
         rows = partial(self._query_states, prefix=prefix, unshared=unshared)
@@ -328,7 +330,7 @@ class EpicEncoder:
                 "dtype": str(self.checkpoint.backbone.dtype),
                 # Kernels, modelling code and our own cutting of texts: a new release may round,
                 # rotate or split differently.
-                "versions": [version(name) for name in ("epic-retrieval", "torch", "transformers")],
+                "versions": _versions(),
             }
         )
 
@@ -349,6 +351,11 @@ class EpicEncoder:
             state["symmetric"] = task.symmetric
             state["instruct_passages"] = config.instruct_demonstration_passages
         return state
+
+
+@cache
+def _versions() -> list[str]:
+    return [version(name) for name in ("epic-retrieval", "torch", "transformers")]
 
 
 @cache

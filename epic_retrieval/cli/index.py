@@ -109,7 +109,7 @@ def search(
         built_with = index.manifest.encoder
         found = load_task(task or built_with.task or "web-search")
         encoder = load_encoder(model or model_named(built_with.name), device, dtype)
-        index.check_encoder(encoder_info(encoder, found))
+        index.check_encoder(encoder_info(encoder, found, chosen))
         vectors = encoder.encode_queries(queries, found, chosen, show_progress=False)
         for text, hits in zip(queries, index.search(vectors, k), strict=True):
             _print_json_hits(text, hits) if as_json else _print_hits(text, hits)

@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from epic_retrieval.encoder import EpicEncoder
     from epic_retrieval.index import EncoderInfo
+    from epic_retrieval.prompt import Mode
     from epic_retrieval.tasks import Task
 
 ModelOption = Annotated[
@@ -53,13 +54,15 @@ def model_named(name: str) -> str | None:
     return None if name == BUNDLED_MODEL.name else name
 
 
-def encoder_info(encoder: "EpicEncoder", task: "Task | None" = None) -> "EncoderInfo":
-    """What an index notes of the encoder of its passages."""
+def encoder_info(
+    encoder: "EpicEncoder", task: "Task | None" = None, mode: "Mode | None" = None
+) -> "EncoderInfo":
+    """What an index notes of the encoder of its passages; task and mode only if symmetric."""
     from epic_retrieval.index import EncoderInfo
 
     return EncoderInfo(
         name=encoder.name,
-        fingerprint=encoder.passage_fingerprint(task),
+        fingerprint=encoder.passage_fingerprint(task, mode),
         dimension=encoder.dimension,
         task=task.name if task is not None and task.symmetric else None,
     )

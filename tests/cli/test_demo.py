@@ -1,3 +1,4 @@
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -91,13 +92,22 @@ def test_latency_has_a_row_per_condition(tiny_encoder_folder: Path) -> None:
 def test_demo_builds_once_and_answers(
     tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A library of one module: reading and encoding all of Python's takes a while.
+    library = tmp_path / "library"
+    library.mkdir()
+    (library / "queue.py").write_text(SOURCE)
+    known = sysconfig.get_path
+    monkeypatch.setattr(
+        sysconfig, "get_path", lambda name: str(library) if name == "stdlib" else known(name)
+    )
     monkeypatch.setenv("EPIC_CACHE_DIR", str(tmp_path))
     command = ["demo", "--model", str(tiny_encoder_folder), "--seconds", "0.1"]
     first = CliRunner().invoke(app, command)
     assert first.exit_code == 0, first.output
     for question in QUESTIONS:
         assert question in first.stdout
-    assert "EPIC" in first.stdout
+    assert first.stdout.count("\n  0.") + first.stdout.count("\n -0.") == 3 * len(QUESTIONS)
+    assert "demonstrations as vectors (EPIC)" in first.stdout
     (folder,) = (tmp_path / "demo").iterdir()
     with PassageIndex.open(folder) as index:
         built = index.manifest

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,6 +46,19 @@ def test_a_batch_is_of_one_dataset_as_often_as_its_weight_says() -> None:
         tokens = {token for row in batch.queries + batch.positives for token in row}
         assert all((token >= 100_000) == (batch.task.name == "b") for token in tokens)
     assert seen["b"] / 400 == pytest.approx(0.75, abs=0.07)
+
+
+def test_other_instructions_change_nothing_else() -> None:
+    plain = maker(source("a"))
+    varied = replace(plain, instructions=("Seek it", "Look for it"), own=0.25)
+    seen: Counter[str] = Counter()
+    for step in range(200):
+        batch, other = plain(step), varied(step)
+        seen[other.task.instruction] += 1
+        assert replace(other, task=batch.task) == batch
+        assert replace(other.task, instruction="Find it") == batch.task
+    assert set(seen) == {"Find it", "Seek it", "Look for it"}
+    assert seen["Find it"] / 200 == pytest.approx(0.25, abs=0.1)
 
 
 def test_rows_belong_together_and_keep_to_the_limits() -> None:

@@ -50,6 +50,21 @@ CONFIG: dict[str, Any] = {
         "max_demonstrations": 3,
         "plain_weight": 0.5,
     },
+    "instructions": {
+        "steps": 2,
+        "warmup": 1,
+        "learning_rate": 1.0e-3,
+        "projector_learning_rate": 1.0e-3,
+        "own": 0.0,
+    },
+    "text": {
+        "steps": 2,
+        "warmup": 1,
+        "learning_rate": 1.0e-3,
+        "projector_learning_rate": 1.0e-3,
+        "own": 0.5,
+        "text_share": 1.0,
+    },
     "data": {
         "animals": {"instruction": "Given a question, find it", "weight": 2.0},
         "twins": {"instruction": "Find twins", "symmetric": True, "lm": 0.5, "weight": 1.0},
@@ -106,12 +121,13 @@ def test_the_checkpoint_says_how_it_was_made(out: Path) -> None:
         **CONFIG["contrastive"],
         "temperature": 0.05,
         "detach_demonstrations": False,
+        "text_share": 0.0,
         "rows_at_once": 64,
     }
     assert config.max_length == 64
     scores = json.loads((out / "checkpoint" / "development.json").read_text(encoding="utf-8"))
     gain = sum(sum(score["epic"]) / len(score["epic"]) - score["none"] for score in scores)
-    assert config.modes == (("epic", "none") if gain >= 0 else ("none", "epic"))
+    assert config.modes == (*(("epic", "none") if gain >= 0 else ("none", "epic")), "text")
     for name in ("model", "projector"):
         weights = load_file(out / "checkpoint" / f"{name}.safetensors")
         assert {value.dtype for value in weights.values()} == {torch.float16}

@@ -52,7 +52,7 @@ def required(config_class: type[Any]) -> set[str]:
 
 
 def test_top_level_and_tokenizer() -> None:
-    assert set(CONFIG) <= READ
+    assert set(CONFIG) <= READ | set(bundled._LATER_STAGES)
     assert set(CONFIG["tokenizer"]) <= READ
     assert set(CONFIG["tokenizer"]["whole"]) <= set(CONFIG["data"])
 
@@ -74,6 +74,12 @@ def test_contrastive_training() -> None:
     assert set(CONFIG["contrastive"]) <= READ | names(ContrastiveConfig)
     # With passages shorter than that there would be nothing to crop.
     assert min(CONFIG["contrastive"]["passage_tokens"]) >= 40
+
+
+@pytest.mark.parametrize("stage", ["instructions", "text"])
+def test_later_stages(stage: str) -> None:
+    assert set(CONFIG[stage]) <= READ
+    assert 0 < CONFIG[stage]["own"] < 1
 
 
 @pytest.mark.parametrize("name", CONFIG["data"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from epic_retrieval import EpicEncoder, Task
+from epic_retrieval import Demonstration, EpicEncoder, Task
 from epic_retrieval.prompt import TEMPLATES
 from epic_training.batches import Batch, Row
 from epic_training.contrastive import ContrastiveConfig, ContrastiveStep
@@ -43,7 +43,7 @@ def make_step(encoder: EpicEncoder, settings: dict[str, Any] | None = None) -> C
 
 
 class Twin:
-    """What METHOD calls f and g, without batches, padding, shared prefixes and our prompt code."""
+    """f and g of the paper, without batches, padding, shared prefixes and our prompt code."""
 
     def __init__(self, step: ContrastiveStep, task: Task) -> None:
         self.step, self.task = step, task
@@ -201,3 +201,27 @@ def test_detaching_takes_the_demonstrations_part_of_the_gradient() -> None:
     assert all(gradient.abs().sum() > 0 for gradient in found[False].values())
     assert all(found[True][name].abs().sum() > 0 for name in ("hidden.weight", "output.weight"))
     assert not torch.allclose(found[False]["embeddings"], found[True]["embeddings"], rtol=1e-2)
+
+
+def test_demonstrations_as_text_are_worded_as_in_inference() -> None:
+    encoder = tiny_encoder()
+    step, batch = make_step(encoder, {"text_share": 1.0}), make_batch()
+    pairs = np.array([2, 0])
+    decode = step.tokenizer.hf.decode
+    task = batch.task.with_demonstrations(
+        [
+            Demonstration(str(decode(batch.queries[i])), str(decode(batch.positives[i])))
+            for i in pairs
+        ]
+    )
+    expected = encoder._prompt_embeddings(task, "text")
+    assert torch.equal(step._text_prompt(batch, pairs), expected)
+
+
+def test_text_takes_the_place_of_vectors_as_often_as_it_should() -> None:
+    batch = make_batch()
+    for share, reaches_projector in ((0.0, True), (1.0, False)):
+        step = make_step(tiny_encoder(), {"text_share": share, "groups": 2})
+        loss, _ = step(batch, np.random.default_rng(3))
+        reached = gradients(loss, step)["output.weight"].abs().sum() > 0
+        assert bool(reached) == reaches_projector

@@ -4,7 +4,7 @@ Knows nothing of models and losses.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -67,6 +67,8 @@ class BatchMaker:
         passage_tokens: a passage is cut at one of these, drawn per batch: mostly short ones are
             cheap, a few long ones keep the model used to them.
         seed: of all draws.
+        instructions: what a batch's instruction is drawn from when it is not its own.
+        own: probability that a batch keeps its data set's own instruction.
     """
 
     sources: Sequence[Source]
@@ -75,6 +77,8 @@ class BatchMaker:
     query_tokens: int
     passage_tokens: Sequence[int]
     seed: int = 42
+    instructions: Sequence[str] = ()
+    own: float = 1.0
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step.
@@ -108,6 +112,9 @@ class BatchMaker:
                 f" expected passages of {needed} once they are cut at {limit}; raise passage_tokens"
                 " or take the data set, or its crops, out of the mix"
             )
+        if self.instructions and rng.random() >= self.own:
+            other = self.instructions[int(rng.integers(len(self.instructions)))]
+            return replace(batch, task=replace(source.task, instruction=other))
         return batch
 
     def _pair(

@@ -28,9 +28,9 @@ from epic_retrieval.checkpoint import Checkpoint, save_checkpoint
 from epic_retrieval.checkpoint_config import EpicConfig
 from epic_retrieval.encoder import EpicEncoder
 from epic_retrieval.projector import Projector
-from epic_retrieval.prompt import TEMPLATES
+from epic_retrieval.prompt import TEMPLATES, Mode
 from epic_retrieval.prompt_cache import PromptCache
-from epic_retrieval.tasks import Task
+from epic_retrieval.tasks import Task, builtin_tasks
 from epic_retrieval.tokenization import TextTokenizer
 from epic_training.batches import BatchMaker, Source
 from epic_training.contrastive import ContrastiveConfig, ContrastiveStep
@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 _PAD, _BOS, _EOS = 0, 1, 2
 _SAVE_EVERY = 50
+_LATER_STAGES = ("instructions", "text")
+_SCHEDULE = ("steps", "warmup", "learning_rate", "projector_learning_rate")
 
 
 def prepare_tokens(config: dict[str, Any], data: Path, out: Path) -> Tokenizer:
@@ -126,11 +128,16 @@ def sources(config: dict[str, Any], out: Path) -> list[Source]:
 
 
 def train_contrastive(config: dict[str, Any], out: Path, model: PreTrainedModel) -> Checkpoint:
-    """EPIC training of the whole model; resumes from `out`."""
+    """EPIC training of the whole model; resumes from `out`.
+
+    First every data set with its own instruction; then, where the configuration has them, two
+    shorter stages: `instructions`, in which most batches get the instruction of some built-in task
+    instead, since a model that saw one instruction per data set is thrown off course by any other;
+    and `text`, which also shows demonstrations as text, so that mode "text" works at all.
+    """
     chosen = dict(config["contrastive"])
-    steps, batch, warmup = chosen.pop("steps"), chosen.pop("batch"), chosen.pop("warmup")
-    rates = chosen.pop("learning_rate"), chosen.pop("projector_learning_rate")
-    decay = chosen.pop("weight_decay")
+    batch, decay = chosen.pop("batch"), chosen.pop("weight_decay")
+    plan = {key: chosen.pop(key) for key in _SCHEDULE}
     limits = {key: chosen.pop(key) for key in ("negatives", "query_tokens", "passage_tokens")}
     settings = ContrastiveConfig(**chosen)
 
@@ -141,21 +148,54 @@ def train_contrastive(config: dict[str, Any], out: Path, model: PreTrainedModel)
     projector = Projector(backbone.dimension)
     make_batch = BatchMaker(sources(config, out), batch, seed=config["seed"], **limits)
     step_loss = ContrastiveStep(backbone, projector, tokenizer, TEMPLATES["epic"], settings)
-    optimizer = adamw([(model.parameters(), rates[0]), (projector.parameters(), rates[1])], decay)
+    with torch.no_grad():
+        rows = [[_BOS, *row, _EOS] for row in make_batch(0).positives[:64]]
+        projector.scale_to(backbone.encode(rows), backbone.embedding_rms())
+    _optimise("contrastive", plan, decay, make_batch, step_loss, out)
+    pool = sorted({task.instruction for task in builtin_tasks().values()})
+    for number, stage in enumerate(_LATER_STAGES, start=1):
+        if stage in config:
+            later = dict(config[stage])
+            own, text_share = later.pop("own"), later.pop("text_share", 0.0)
+            varied = replace(make_batch, instructions=pool, own=own, seed=config["seed"] + number)
+            shown = replace(step_loss, config=replace(settings, text_share=text_share))
+            _optimise(stage, later, decay, varied, shown, out)
+    modes: tuple[Mode, ...] = ("epic", "none", "text") if "text" in config else ("epic", "none")
+    epic_config = EpicConfig(
+        TEMPLATES["epic"], _BOS, _EOS, config["max_length"], modes, training=config
+    )
+    model.eval()
+    return Checkpoint("epic-mini", backbone, tokenizer, projector, epic_config)
+
+
+def _optimise(
+    stage: str,
+    plan: dict[str, Any],
+    decay: float,
+    make_batch: BatchMaker,
+    step_loss: ContrastiveStep,
+    out: Path,
+) -> None:
+    """Run one stage of contrastive training; state and log are named after it."""
+    model, projector = step_loss.backbone.model, step_loss.projector
+    steps = plan["steps"]
+    groups = [
+        (model.parameters(), plan["learning_rate"]),
+        (projector.parameters(), plan["projector_learning_rate"]),
+    ]
+    optimizer = adamw(groups, decay)
     modules: dict[str, torch.nn.Module] = {"model": model, "projector": projector}
-    first = load_state(out / "contrastive.safetensors", modules, optimizer)
-    if first == 0:
-        with torch.no_grad():
-            rows = [[_BOS, *row, _EOS] for row in make_batch(0).positives[:64]]
-            projector.scale_to(backbone.encode(rows), backbone.embedding_rms())
+    state = out / f"{stage}.safetensors"
+    first = load_state(state, modules, optimizer)
     model.train()
     recent: list[dict[str, float]] = []
-    progress = tqdm(total=steps, initial=first, desc="contrastive training", mininterval=10)
+    progress = tqdm(total=steps, initial=first, desc=stage, mininterval=10)
     started = time.monotonic()
-    with (out / "contrastive.jsonl").open("a", encoding="utf-8") as log:
+    with (out / f"{stage}.jsonl").open("a", encoding="utf-8") as log:
         for step in range(first, steps):
-            set_rate(optimizer, step, warmup, steps)
-            loss, parts = step_loss(make_batch(step), np.random.default_rng([config["seed"], step]))
+            set_rate(optimizer, step, plan["warmup"], steps)
+            rng = np.random.default_rng([make_batch.seed, step])
+            loss, parts = step_loss(make_batch(step), rng)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -163,7 +203,7 @@ def train_contrastive(config: dict[str, Any], out: Path, model: PreTrainedModel)
             recent.append(parts)
             progress.update()
             if (step + 1) % _SAVE_EVERY == 0 or step + 1 == steps:
-                save_state(out / "contrastive.safetensors", step + 1, modules, optimizer)
+                save_state(state, step + 1, modules, optimizer)
                 mean = {key: float(np.mean([part[key] for part in recent])) for key in recent[0]}
                 seconds = round(time.monotonic() - started)
                 log.write(json.dumps({"step": step + 1, **mean, "seconds": seconds}) + "\n")
@@ -171,11 +211,6 @@ def train_contrastive(config: dict[str, Any], out: Path, model: PreTrainedModel)
                 progress.set_postfix(mean)
                 recent.clear()
     progress.close()
-    epic_config = EpicConfig(
-        TEMPLATES["epic"], _BOS, _EOS, config["max_length"], ("epic", "none"), training=config
-    )
-    model.eval()
-    return Checkpoint("epic-mini", backbone, tokenizer, projector, epic_config)
 
 
 def main(
@@ -218,16 +253,17 @@ def describe(config: dict[str, Any], data: Path, out: Path) -> None:
     encoder = EpicEncoder.from_pretrained(folder, cache=PromptCache(None))
     scores = score_development(encoder, data, config["data"], config["dev_percent"])
     if sum(float(np.mean(score.epic)) - score.none for score in scores) < 0:
-        replace(EpicConfig.load(folder), modes=("none", "epic")).save(folder)
+        found = EpicConfig.load(folder)
+        replace(found, modes=("none", "epic", *found.modes[2:])).save(folder)
     metas = {
         name: json.loads((data / name / "meta.json").read_text(encoding="utf-8"))
         for name in config["data"]
     }
-    lines = (out / "contrastive.jsonl").read_text(encoding="utf-8").splitlines()
-    log = {
-        "pretrain": json.loads((out / "pretrain.json").read_text(encoding="utf-8")),
-        "contrastive": [json.loads(line) for line in lines],
-    }
+    log = {"pretrain": json.loads((out / "pretrain.json").read_text(encoding="utf-8"))}
+    for stage in ("contrastive", *_LATER_STAGES):
+        file = out / f"{stage}.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        log[stage] = [json.loads(line) for line in lines]
     write_model_card(folder, config, metas, log, scores)
 
 

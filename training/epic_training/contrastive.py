@@ -14,7 +14,7 @@ from torch import Tensor
 
 from epic_retrieval.backbone import Backbone
 from epic_retrieval.projector import Projector
-from epic_retrieval.prompt import Template, Vectors, passage_prompt, query_prompt
+from epic_retrieval.prompt import Prompt, Template, Vectors, passage_prompt, query_prompt
 from epic_retrieval.tasks import Demonstration, Task
 from epic_retrieval.tokenization import TextTokenizer
 from epic_training.batches import Batch, Row
@@ -32,6 +32,7 @@ class ContrastiveConfig:
         temperature: tau.
         plain_weight: weight of the loss of the queries behind their instruction alone.
         detach_demonstrations: stop gradients at the demonstration vectors.
+        text_share: probability that a group sees its demonstrations as text, not as vectors.
         rows_at_once: rows per forward pass, sorted by length; less padding, less memory.
     """
 
@@ -40,6 +41,7 @@ class ContrastiveConfig:
     temperature: float = 0.05
     plain_weight: float = 0.0
     detach_demonstrations: bool = False
+    text_share: float = 0.0
     rows_at_once: int = 64
 
 
@@ -67,9 +69,11 @@ class ContrastiveStep:
             if len(pairs) == 0:
                 shown[group] = plain[group]
                 continue
-            prefix = self.backbone.prefix(
-                self._prompt(batch.task, self._vectors(plain[pairs], passages[pairs]))
-            )
+            if self.config.text_share and rng.random() < self.config.text_share:
+                prompt = self._text_prompt(batch, pairs)
+            else:
+                prompt = self._prompt(batch.task, self._vectors(plain[pairs], passages[pairs]))
+            prefix = self.backbone.prefix(prompt)
             rows = [batch.queries[i] for i in group]
             shown[group] = self._encode(rows, lambda r, p=prefix: self.backbone.encode(r, p))  # type: ignore[misc]
         # 3. Contrast.
@@ -106,10 +110,22 @@ class ContrastiveStep:
             "epic" if vectors else "none",
             vectors,
         )
+        return self._embedded(prompt)
+
+    def _embedded(self, prompt: Prompt) -> Tensor:
         pieces = self.tokenizer.prompt_ids(prompt)
         return self.backbone.embed(
             [piece.values if isinstance(piece, Vectors) else piece for piece in pieces]
         )
+
+    def _text_prompt(self, batch: Batch, pairs: np.ndarray) -> Tensor:
+        """(P, d) embeddings of a prompt that shows these pairs as text."""
+        decode = self.tokenizer.hf.decode
+        texts = [(str(decode(batch.queries[i])), str(decode(batch.positives[i]))) for i in pairs]
+        shown = dict.fromkeys(Demonstration(q, p) for q, p in texts if q.strip() and p.strip())
+        task = batch.task.with_demonstrations(tuple(shown))
+        prompt = query_prompt(self.template, task, "text" if shown else "none")
+        return self._embedded(prompt)
 
     def _passages(self, batch: Batch, prompted: Callable[[list[Row]], Tensor]) -> Tensor:
         """(m, d) raw states of positives, then hard negatives, as inference encodes them."""

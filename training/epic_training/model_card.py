@@ -5,12 +5,16 @@ Knows nothing of training; everything comes in as data.
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from epic_training.development import DRAWS, MOST_PAIRS, SHOWN, DevelopmentScore
+
+# What a stage adds to other instructions.
+_LATER = {"instructions": "", "text": ", half of the demonstrations as text"}
 
 
 def write_model_card(
@@ -51,8 +55,8 @@ Trained from nothing on a two-core CPU, with `training/configs/bundled.yaml`:
 3. {training["steps"]} steps of EPIC contrastive training of all weights, batch {training["batch"]}
    ({_minutes(log["contrastive"])} minutes): up to {training["max_demonstrations"]} demonstrations
    a prompt, drawn per group ({training["groups"]} groups a batch), temperature
-   {training["temperature"]}, loss of the plain query weighted {training["plain_weight"]}.
-
+   {training["temperature"]}, loss of the plain query weighted {training["plain_weight"]};
+{_later_stages(config, log)}
 All decisions are in `epic_config.json`. The batches of stage 3 also include passages to be found by
 a few words that were cut out of them (`crop` in the configuration).
 
@@ -77,10 +81,24 @@ Nothing else was used; no other model's outputs, no test set.
     (folder / "development.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
+def _later_stages(
+    config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, float]]]
+) -> str:
+    lines = []
+    for number, stage in enumerate((name for name in _LATER if name in config), start=4):
+        chosen = config[stage]
+        lines.append(
+            f"{number}. {chosen['steps']} steps more ({_minutes(log.get(stage, []))} minutes),"
+            f" {1 - chosen['own']:.0%} of the batches behind the\n   instruction of some other task"
+            f"{_LATER[stage]}."
+        )
+    return "\n".join(lines) + "\n" if lines else ""
+
+
 def _minutes(records: Sequence[Mapping[str, float]]) -> int:
     """Minutes of a stage; the clock restarts where a run was resumed."""
     seconds = [record["seconds"] for record in records]
-    ends = [now for now, after in zip(seconds, [*seconds[1:], -1.0], strict=True) if after < now]
+    ends = [now for now, after in pairwise([*seconds, -1.0]) if after < now]
     return round(sum(ends) / 60)
 
 
