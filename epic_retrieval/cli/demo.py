@@ -82,9 +82,9 @@ def answer(
     vector = np.array([embeddings.embed_query(question)], dtype=np.float32)
     (hits,) = index.search(vector, k=3)
     table = Table.grid(padding=(0, 2))
-    table.add_column(justify="right")
-    table.add_column(overflow="fold")
-    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True, min_width=7)
+    table.add_column(no_wrap=True, overflow="ellipsis", max_width=44)
+    table.add_column(no_wrap=True, overflow="ellipsis")
     for hit in hits:
         first_line = hit.passage.text.partition("\n")[0]
         table.add_row(f"{hit.score:7.3f}", Text(hit.passage.id, style="bold"), Text(first_line))
@@ -167,7 +167,8 @@ def _compare_latency(console: "Console", encoder: "EpicEncoder", seconds: float)
     console.print(table)
     console.print(
         "The first three share their prompt among all queries, as this library always does; there\n"
-        "vectors save preparation, memory and context more than time. The others run it each time."
+        "vectors save positions, and with them memory and context, more than time. The others run\n"
+        "it each time."
     )
 
 
