@@ -128,7 +128,8 @@ def test_the_loss_equals_the_naive_one(family: str, settings: dict[str, Any]) ->
         seen.update(counts)
         ours, naive = gradients(loss, step), gradients(expected, step)
         for name in ours:
-            torch.testing.assert_close(ours[name], naive[name], rtol=1e-3, atol=1e-5)
+            # By norm: single elements near zero are rounding noise that differs from CPU to CPU.
+            assert (ours[name] - naive[name]).norm() <= 1e-4 * naive[name].norm()
     assert len(seen) > 1  # more than one number of demonstrations was compared
 
 
