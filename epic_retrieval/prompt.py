@@ -140,7 +140,7 @@ def check_demonstrations(task: "Task", mode: Mode) -> None:
     if mode != "none" and not task.demonstrations:
         raise InputError(
             f"task {task.name!r} has no demonstrations, which mode {mode!r} needs; give it some"
-            ' with task.with_demonstrations([...]) or use mode="none"'
+            ' with task.with_demonstrations([...]) or in a task file, or use mode="none"'
         )
 
 

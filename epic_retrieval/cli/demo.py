@@ -63,6 +63,11 @@ def demo(
     encoder = load_encoder(model)
     embeddings = EpicEmbeddings(task=TASK, encoder=encoder)
     with _open_index(encoder, console) as index:
+        console.print(
+            f"Task {TASK}, mode {encoder.default_mode(embeddings.task)}. A small model: expect the "
+            "right neighbourhood more often than the right answer.",
+            soft_wrap=True,
+        )
         for question in QUESTIONS:
             answer(console, index, embeddings, question)
         if seconds:

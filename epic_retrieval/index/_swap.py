@@ -107,7 +107,8 @@ def _check_free(out: Path, *, overwrite: bool) -> None:
         )
     if not overwrite:
         raise InputError(
-            f"{out} already holds an index: choose another folder, or pass overwrite=True to "
+            f"{out} already holds an index: choose another folder, or pass "
+            "overwrite=True (--overwrite) to "
             "replace it."
         )
     foreign = sorted(names - {MANIFEST, VECTORS, PASSAGES})

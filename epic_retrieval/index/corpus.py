@@ -133,7 +133,8 @@ def _from_folder(
         passages = text_passages(root, name, passage_chars)
         if not passages and not skip_empty:
             raise InputError(
-                f"{root / name}: the file has no text. Remove it, or pass skip_empty=True."
+                f"{root / name}: the file has no text. Remove it, or pass skip_empty=True "
+                "(--skip-empty)."
             )
         if not passages:
             yield name, None
@@ -162,4 +163,8 @@ def _check_ending(path: Path) -> None:
 
 
 def _hint(message: str) -> str:
-    return " To leave such passages out, pass skip_empty=True." if "neither text" in message else ""
+    return (
+        " To leave such passages out, pass skip_empty=True (--skip-empty)."
+        if "neither text" in message
+        else ""
+    )
