@@ -6,7 +6,6 @@ either the weights or a LoRA adapter with a reference to its base model. Folders
 they have no projector. Knows nothing of tasks and texts.
 """
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,11 +19,11 @@ from safetensors.torch import load_file, save_file
 
 from epic_retrieval.backbone import Backbone
 from epic_retrieval.checkpoint_config import CONFIG_NAME, EpicConfig
+from epic_retrieval.checkpoint_foreign import infer_config, read_json
 from epic_retrieval.errors import CheckpointError, InputError
 from epic_retrieval.projector import Projector
-from epic_retrieval.prompt import TEMPLATES, Mode, get_template
 from epic_retrieval.storage import digest_of, digest_of_files, digest_of_tensors
-from epic_retrieval.tokenization import TextTokenizer, find_bos_eos
+from epic_retrieval.tokenization import TextTokenizer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -116,7 +115,7 @@ def load_checkpoint(
     base = _resolve(_base_model(folder, own)) if has_adapter else folder
     model = _load_model(base, _dtype(dtype, where))
     hf = _load_tokenizer(folder if (folder / "tokenizer_config.json").is_file() else base)
-    config = own or _infer_config(folder, hf, template)
+    config = own or infer_config(folder, hf, template)
     if max_length is not None:
         config = replace(config, max_length=max_length)
     adapter = None
@@ -214,7 +213,7 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
 def _base_model(folder: Path, config: EpicConfig | None) -> str:
     named = config.base_model if config else None
     if named is None:
-        named = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if not named:
         raise CheckpointError(
             f"{folder} holds a LoRA adapter without its base model; set base_model in {CONFIG_NAME}"
@@ -305,61 +304,6 @@ def _load_projector(folder: Path, backbone: Backbone) -> Projector | None:
     return projector.to(backbone.device, backbone.dtype).eval()
 
 
-def _infer_config(folder: Path, hf: "PreTrainedTokenizerBase", template: str | None) -> EpicConfig:
-    """How an embedder without `epic_config.json` encodes, from what its folder says."""
-    _check_sentence_transformers_layout(folder)
-    bos, eos = find_bos_eos(hf)
-    name = template or _infer_template(folder, hf)
-    if template is None:
-        logger.info("%s: taking the prompt template %r", folder.name, name)
-    modes: tuple[Mode, ...] = ("text", "none") if name == "bge-en-icl" else ("none",)
-    limit = _read_json(folder / "sentence_bert_config.json").get("max_seq_length")
-    return EpicConfig(get_template(name), bos, eos, int(limit or 512), modes)
-
-
-def _infer_template(folder: Path, hf: "PreTrainedTokenizerBase") -> str:
-    if "<instruct>" in hf.get_added_vocab() or "bge-en-icl" in folder.resolve().name:
-        return "bge-en-icl"
-    prompts = _read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
-    query = prompts.get("query") or ""
-    for candidate in ("qwen3-embedding", "e5"):
-        before = TEMPLATES[candidate].query.split("{query}")[0].split("{instruction}")[1]
-        if query.endswith(before):
-            return candidate
-    return "e5"
-
-
-def _check_sentence_transformers_layout(folder: Path) -> None:
-    if not (folder / "modules.json").is_file():
-        return
-    modules = _read_json(folder / "modules.json")
-    kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
-    if set(kinds) - {"Transformer", "Pooling", "Normalize"}:
-        raise CheckpointError(
-            f"{folder} has the sentence-transformers modules {', '.join(kinds)}; supported are"
-            " Transformer, Pooling (last token) and Normalize"
-        )
-    for module, kind in zip(modules, kinds, strict=True):
-        if kind != "Pooling":
-            continue
-        pooling = _read_json(folder / module["path"] / "config.json")
-        chosen = pooling.get("pooling_mode") or ", ".join(
-            key for key, value in pooling.items() if key.startswith("pooling_mode_") and value
-        )
-        if "lasttoken" not in str(chosen):
-            raise CheckpointError(
-                f"{folder} pools by {chosen or 'an unknown rule'}; epic-retrieval reads the end"
-                " token's state (last-token pooling) and would give wrong vectors"
-            )
-
-
-def _read_json(path: Path) -> Any:  # noqa: ANN401 (JSON; a missing file is an empty mapping)
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-
-
 def _check_ids(folder: Path, config: EpicConfig, backbone: Backbone) -> None:
     vocabulary = backbone.model.config.vocab_size
     for name in ("bos_token_id", "eos_token_id"):
@@ -405,7 +349,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _adapter_settings(folder: Path) -> dict[str, object]:
     """What decides how an adapter's weights are applied, however often it was saved and moved."""
-    settings = dict(_read_json(folder / "adapter_config.json"))
+    settings = dict(read_json(folder / "adapter_config.json"))
     for name in ("base_model_name_or_path", "revision", "inference_mode", "peft_version"):
         settings.pop(name, None)
     for name in ("target_modules", "exclude_modules"):  # sets, written in any order

@@ -20,7 +20,15 @@ INTEGRATIONS = {"langchain_epic", "llama_index_epic"}
 # A part imports from its own line and the lines above it.
 LINES = (
     {"errors", "tasks", "projector", "index", "storage"},
-    {"prompt", "tokenization", "backbone", "prefix", "checkpoint", "checkpoint_config"},
+    {
+        "prompt",
+        "tokenization",
+        "backbone",
+        "prefix",
+        "checkpoint",
+        "checkpoint_config",
+        "checkpoint_foreign",
+    },
     {"prompt_cache", "encoder"},
     {"evaluation", "epic_training"} | INTEGRATIONS,
     {"cli"},
