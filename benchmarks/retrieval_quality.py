@@ -8,6 +8,7 @@ of the README and writes everything that was measured, with commit and hardware,
 
 import gzip
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -175,7 +176,7 @@ def main(
     record = {
         "command": "python benchmarks/retrieval_quality.py --data DATA",
         "commit": commit.stdout.strip(),
-        "hardware": f"{platform.machine()}, {platform.system()}",
+        "hardware": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores",
         "model": encoder.name,
         "results": results,
     }
