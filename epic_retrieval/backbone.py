@@ -1,4 +1,4 @@
-"""A causal language model as an encoder: token ids behind a shared prefix in, end-token state out.
+"""A language model as an encoder: token ids behind a shared prefix in, one pooled state each out.
 
 Works with every decoder that transformers' `AutoModel` gives and whose layers take a key-value
 cache; Llama, Mistral, Qwen2, Qwen3, Gemma and Phi-3 are tested. Knows no prompts, tasks or texts.
@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from epic_retrieval.pooling import Pooling, pool_eos
 from epic_retrieval.prefix import Prefix
 
 
@@ -22,10 +24,16 @@ class Backbone:
 
     Args:
         model: returns `last_hidden_state`, after its final norm; no language-model head.
+        pooling: what becomes of the states of a text's own tokens.
+        causal: False lets every token see its whole sequence; then there are no shared prefixes.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, pooling: Pooling = pool_eos, causal: bool = True
+    ) -> None:
         self.model = model
+        self.pooling = pooling
+        self.causal = causal
 
     @property
     def device(self) -> torch.device:
@@ -92,56 +100,105 @@ class Backbone:
             tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers)
         )
 
-    def encode(self, rows: Sequence[Sequence[int]], prefix: Prefix | None = None) -> Tensor:
-        """Raw final hidden states at each row's last token.
+    def encode(
+        self, rows: Sequence[Sequence[int]], prefix: Prefix | None = None, every: int = 0
+    ) -> Tensor:
+        """Pooled raw final hidden states of each row's tokens.
 
         Args:
             rows: n lists of token ids, none empty, each ending in the end token.
             prefix: what all rows continue; None when nothing precedes them.
+            every: 0 for one state per row, else the states of every so many tokens, counted back
+                from each row's last (`sampled_counts` says how many), that one included.
 
         Returns:
-            (n, d) float32, not normalised.
+            (n, d) float32, not normalised; with `every`, (sum of counts, d), row after row.
         """
         ids, mask = self._padded(rows)
-        past = 0 if prefix is None else prefix.length
         if prefix is None:
-            output = self.model(input_ids=ids, attention_mask=mask, use_cache=False)
+            output = self.model(
+                input_ids=ids, attention_mask=self._attention_mask(mask), use_cache=False
+            )
         else:
+            if not self.causal:
+                raise ValueError("no prefix can be shared where attention is bidirectional")
             # The mask must cover the prefix too: a mask of the new tokens alone is silently wrong.
+            past = mask.new_ones(len(rows), prefix.length)
             output = self.model(
                 input_ids=ids,
-                attention_mask=torch.cat([mask.new_ones(len(rows), past), mask], dim=1),
+                attention_mask=torch.cat([past, mask], dim=1),
                 past_key_values=prefix.as_cache(),
                 use_cache=False,
             )
-        states: Tensor = output.last_hidden_state
-        last = mask.sum(dim=1) - 1
-        return states[torch.arange(len(rows), device=self.device), last].float()
+        return self._pooled(output.last_hidden_state, mask.bool(), every)
 
-    def encode_unshared(self, rows: Sequence[Sequence[int]], embeddings: Tensor) -> Tensor:
+    def encode_behind(
+        self, start: Sequence[int], rows: Sequence[Sequence[int]], every: int = 0
+    ) -> Tensor:
+        """The same as `encode` behind a prompt of a few tokens: cheaper than a shared prefix."""
+        if not start:
+            return self.encode(rows, every=every)
+        if self.pooling is pool_eos and not every:
+            return self.encode([[*start, *row] for row in rows])
+        return self.encode_unshared(rows, self.token_embeddings(start), every)
+
+    def encode_unshared(
+        self,
+        rows: Sequence[Sequence[int]],
+        prompts: Tensor | Sequence[Tensor],
+        every: int = 0,
+    ) -> Tensor:
         """The same as `encode` with the prompt run again for every row, as in the paper.
 
         Args:
             rows: as in `encode`.
-            embeddings: (P, d) of the prompt, from `embed`.
+            prompts: (P, d) of one prompt for all rows, or one such tensor per row; from `embed`.
+            every: as in `encode`.
         """
-        ids, mask = self._padded(rows)
-        own: Tensor = self.model.get_input_embeddings()(ids)
-        past = embeddings.shape[0]
+        if isinstance(prompts, Tensor):
+            prompts = [prompts] * len(rows)
+        own = self.token_embeddings([token for row in rows for token in row])
+        parts = own.split([len(row) for row in rows])
+        sequences = [torch.cat(pair) for pair in zip(prompts, parts, strict=True)]
+        ends = torch.tensor([len(sequence) for sequence in sequences], device=self.device)
+        starts = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        positions = torch.arange(int(ends.max()), device=self.device)[None, :]
+        mask = positions < ends[:, None]  # (n, T)
         output = self.model(
-            inputs_embeds=torch.cat([embeddings.expand(len(rows), -1, -1), own], dim=1),
-            attention_mask=torch.cat([mask.new_ones(len(rows), past), mask], dim=1),
+            inputs_embeds=pad_sequence(sequences, batch_first=True),
+            attention_mask=self._attention_mask(mask.long()),
             use_cache=False,
         )
-        states: Tensor = output.last_hidden_state
-        last = past + mask.sum(dim=1) - 1
-        return states[torch.arange(len(rows), device=self.device), last].float()
+        return self._pooled(output.last_hidden_state, mask & (positions >= starts[:, None]), every)
+
+    def _pooled(self, states: Tensor, own: Tensor, every: int) -> Tensor:
+        """From (n, L, d) and a mask (n, L) of the rows' own tokens to what `encode` returns."""
+        if not every:
+            return self.pooling(states, own).float()
+        from_end = own.flip(1).cumsum(1).flip(1) - 1  # 0 at each row's last own token
+        return states[own & (from_end % every == 0)].float()
+
+    def _attention_mask(self, mask: Tensor) -> Tensor:
+        """What transformers takes for a padding mask (n, T) of ones and zeros."""
+        if self.causal:
+            return mask
+        # A mask with four dimensions is used as it is, by every family and for sliding windows too.
+        allowed = mask.bool()[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+        lowest = torch.finfo(self.dtype).min
+        return torch.zeros(allowed.shape, dtype=self.dtype, device=self.device).masked_fill(
+            ~allowed, lowest
+        )
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Right-padded ids and mask, (n, longest). Left padding is wrong with sliding windows."""
         longest = max(len(row) for row in rows)
-        # The value of the padding is irrelevant: no token of a row looks to the right.
+        # The value of the padding is irrelevant: no token of a row looks at it.
         ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
         lengths = torch.tensor([len(row) for row in rows])
         mask = (torch.arange(longest)[None, :] < lengths[:, None]).long()
         return ids.to(self.device), mask.to(self.device)
+
+
+def sampled_counts(rows: Sequence[Sequence[int]], every: int) -> list[int]:
+    """How many states `encode` returns for each row."""
+    return [-(-len(row) // every) if every else 1 for row in rows]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +21,9 @@ from epic_retrieval.backbone import Backbone
 from epic_retrieval.checkpoint_config import CONFIG_NAME, EpicConfig
 from epic_retrieval.checkpoint_foreign import infer_config, read_json
 from epic_retrieval.errors import CheckpointError, InputError
-from epic_retrieval.projector import Projector
+from epic_retrieval.pooling import LatentPooling, Pooling, pool_eos, pool_mean
+from epic_retrieval.projector import LearnedTokens, Projector
+from epic_retrieval.prompt import Prompt, Vectors
 from epic_retrieval.storage import digest_of, digest_of_files, digest_of_tensors
 from epic_retrieval.tokenization import TextTokenizer
 
@@ -35,6 +37,9 @@ BUNDLED_MODEL = Path(__file__).parent / "models" / "epic-mini"
 TESTED_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "phi3"})
 _SMALL_WEIGHTS = 1 << 30  # bytes
 PROJECTOR_NAME = "projector.safetensors"
+LEARNED_NAME = "learned_tokens.safetensors"
+POOLING_NAME = "latent_pooling.safetensors"
+_PART_NAMES = (PROJECTOR_NAME, LEARNED_NAME, POOLING_NAME)
 _ADAPTER_NAME = "adapter_model.safetensors"
 _DTYPES = {
     "float32": torch.float32,
@@ -44,6 +49,9 @@ _DTYPES = {
     "float16": torch.float16,
     "fp16": torch.float16,
 }
+
+
+Part = TypeVar("Part", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +64,7 @@ class Checkpoint:
         tokenizer: ids of prompts and texts.
         projector: g, or None for embedders without one.
         config: how texts are encoded.
+        learned: trained prompt vectors, or None.
         adapter: the peft model around the backbone's, or None.
         folders: where the weights came from (the checkpoint's, then the base model's); empty for a
             model that was made in memory.
@@ -66,6 +75,7 @@ class Checkpoint:
     tokenizer: TextTokenizer
     projector: Projector | None
     config: EpicConfig
+    learned: LearnedTokens | None = None
     adapter: Any = None
     folders: tuple[Path, ...] = ()
 
@@ -82,9 +92,22 @@ class Checkpoint:
             parts.append(_adapter_settings(self.folders[0]))
         return digest_of(parts)
 
-    def projector_fingerprint(self) -> str:
-        """Hex digest of g's weights; "" without one."""
-        return digest_of_tensors(self.projector.state_dict()) if self.projector else ""
+    def vectors_fingerprint(self) -> str:
+        """Hex digest of what makes prompt vectors: g, or the trained ones; "" without either."""
+        makers = [module for module in (self.projector, self.learned) if module is not None]
+        return "".join(digest_of_tensors(module.state_dict()) for module in makers)
+
+    def pooling_fingerprint(self) -> str:
+        """Hex digest of a pooling's weights; "" when it has none."""
+        pooling = self.backbone.pooling
+        return digest_of_tensors(pooling.state_dict()) if isinstance(pooling, LatentPooling) else ""
+
+    def embed_prompt(self, prompt: Prompt) -> torch.Tensor:
+        """(P, d): what enters the model's first layer for a prompt's prefix; P may be 0."""
+        pieces = self.tokenizer.prompt_ids(prompt)
+        return self.backbone.embed(
+            [piece.values if isinstance(piece, Vectors) else piece for piece in pieces]
+        )
 
 
 def load_checkpoint(
@@ -124,16 +147,19 @@ def load_checkpoint(
         model = cast("PreTrainedModel", adapter.get_base_model())
     model.eval()
     torch.nn.Module.to(model, where)
-    backbone = Backbone(model)
+    backbone = Backbone(model, causal=config.method.causal)
     _check_ids(folder, config, backbone)
-    if model.config.model_type not in TESTED_FAMILIES or not _claims_causal(model.config):
+    tested = model.config.model_type in TESTED_FAMILIES and _claims_causal(model.config)
+    if config.method.causal and not tested:
         _check_causal(backbone)
+    backbone.pooling = _load_pooling(folder, backbone, config)
     return Checkpoint(
         name=BUNDLED_MODEL.name if path_or_hub_id is None else str(path_or_hub_id),
         backbone=backbone,
         tokenizer=TextTokenizer(hf, bos_id=config.bos_token_id, eos_id=config.eos_token_id),
         projector=_load_projector(folder, backbone),
         config=config,
+        learned=_load_learned(folder, backbone, config),
         adapter=adapter,
         folders=(folder, base) if has_adapter else (folder,),
     )
@@ -144,7 +170,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     # What an earlier model left here must not be taken for a part of this one.
-    for name in (CONFIG_NAME, PROJECTOR_NAME, "adapter_config.json"):
+    for name in (CONFIG_NAME, *_PART_NAMES, "adapter_config.json"):
         (out / name).unlink(missing_ok=True)
     with _quiet(out):
         (checkpoint.adapter or checkpoint.backbone.model).save_pretrained(out)
@@ -152,8 +178,15 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
     config = checkpoint.config
     if checkpoint.adapter is not None and config.base_model is None:
         config = replace(config, base_model=str(checkpoint.folders[-1]))
-    if checkpoint.projector is not None:
-        save_file(checkpoint.projector.state_dict(), out / PROJECTOR_NAME)
+    pooling = checkpoint.backbone.pooling
+    parts = {
+        PROJECTOR_NAME: checkpoint.projector,
+        LEARNED_NAME: checkpoint.learned,
+        POOLING_NAME: pooling if isinstance(pooling, LatentPooling) else None,
+    }
+    for name, part in parts.items():
+        if part is not None:
+            save_file(part.state_dict(), out / name)
     config.save(out)
 
 
@@ -293,15 +326,44 @@ def _load_projector(folder: Path, backbone: Backbone) -> Projector | None:
     path = folder / PROJECTOR_NAME
     if not path.is_file():
         return None
-    projector = Projector(backbone.dimension)
+    return _read_part(path, Projector(backbone.dimension), backbone)
+
+
+def _load_learned(folder: Path, backbone: Backbone, config: EpicConfig) -> LearnedTokens | None:
+    if config.method.source == "encoded":
+        return None
+    path = folder / LEARNED_NAME
+    rows = _shapes(path).get("table", (0,))[0]
+    return _read_part(path, LearnedTokens(rows, backbone.dimension), backbone)
+
+
+def _load_pooling(folder: Path, backbone: Backbone, config: EpicConfig) -> Pooling:
+    if config.method.pooling != "latent":
+        return {"eos": pool_eos, "mean": pool_mean}[config.method.pooling]
+    path = folder / POOLING_NAME
+    latents = _shapes(path).get("latents", (0,))[0]
+    return _read_part(path, LatentPooling(backbone.dimension, latents), backbone)
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a file's tensors."""
     try:
-        projector.load_state_dict(load_file(path))
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _read_part(path: Path, part: Part, backbone: Backbone) -> Part:
+    """`part` with the weights of a file, where and as the backbone's are."""
+    try:
+        part.load_state_dict(load_file(path))
     except Exception as error:  # safetensors raises its own base class; torch a RuntimeError
         raise CheckpointError(
             f"{path} is damaged or belongs to a model of another width than"
             f" {backbone.dimension}: {error}"
         ) from error
-    return projector.to(backbone.device, backbone.dtype).eval()
+    return part.to(backbone.device, backbone.dtype).eval()
 
 
 def _check_ids(folder: Path, config: EpicConfig, backbone: Backbone) -> None:
@@ -344,7 +406,7 @@ def _check_causal(backbone: Backbone) -> None:
 def _weight_files(folder: Path) -> list[Path]:
     files = [folder / "config.json"] if (folder / "config.json").is_file() else []
     weights = sorted(folder.glob("*.safetensors"))
-    return files + [file for file in weights if file.name != PROJECTOR_NAME]
+    return files + [file for file in weights if file.name not in _PART_NAMES]
 
 
 def _adapter_settings(folder: Path) -> dict[str, object]:

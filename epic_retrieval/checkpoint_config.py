@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from epic_retrieval.errors import CheckpointError, InputError
+from epic_retrieval.method import Method
 from epic_retrieval.prompt import MODES, Mode, Template, check_mode
 from epic_retrieval.storage import write_atomically
 
@@ -31,6 +32,7 @@ class EpicConfig:
         base_model: hub id or folder that a LoRA adapter belongs to; None: weights lie here.
         instruct_demonstration_passages: encode the passages of demonstrations with the instruction
             too, as Eq. 3 says literally, and not as the task's passages are encoded.
+        method: what becomes of demonstrations in mode "epic", and of a text's states.
         training: how the model was trained, for the record (decisions on gradients, draws,
             loss and batches); nothing reads it when encoding.
 
@@ -45,6 +47,7 @@ class EpicConfig:
     modes: tuple[Mode, ...] = ("none",)
     base_model: str | None = None
     instruct_demonstration_passages: bool = False
+    method: Method = field(default_factory=Method)
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -81,6 +84,7 @@ class EpicConfig:
             if unknown:
                 raise CheckpointError(f"{path} has unknown entries {sorted(unknown)}; remove them")
             state["template"] = Template(**state["template"])
+            state["method"] = Method(**state.get("method", {}))
             state["modes"] = tuple(check_mode(mode) for mode in state["modes"])
             return cls(**state)
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -5,11 +5,12 @@ how a model runs is `backbone`'s.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,15 +19,16 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
+from epic_retrieval.backbone import sampled_counts
 from epic_retrieval.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from epic_retrieval.errors import CheckpointError, EpicError, InputError
 from epic_retrieval.prefix import Prefix
 from epic_retrieval.prompt import (
     Mode,
     Prompt,
-    Vectors,
     check_demonstrations,
     check_mode,
+    learned_prompt,
     passage_prompt,
     query_prompt,
 )
@@ -39,6 +41,14 @@ logger = logging.getLogger(__name__)
 DEFAULT_TASK = "web-search"
 _WINDOW = 8192  # texts that are tokenised and sorted by length together
 _PROGRESS_FROM = 1000  # texts; fewer are done before a bar would help
+
+
+class States(Protocol):
+    """Token ids of texts to raw states, as `Backbone.encode` returns them."""
+
+    def __call__(self, rows: Sequence[Sequence[int]], *, every: int = 0) -> Tensor:
+        """(n, d), or with `every` several states a row."""
+        ...
 
 
 class EpicEncoder:
@@ -110,17 +120,21 @@ class EpicEncoder:
         return self.checkpoint.backbone.device
 
     @property
-    def has_projector(self) -> bool:
+    def reads_vectors(self) -> bool:
         """Whether mode "epic" is possible."""
-        return self.checkpoint.projector is not None
+        return self.checkpoint.projector is not None or self.checkpoint.learned is not None
 
     def default_mode(self, task: Task | str) -> Mode:
         """The best mode that the checkpoint was trained for and the task's demonstrations allow."""
         found = _task(task)
         for mode in self.checkpoint.config.modes:
-            if mode == "none" or found.demonstrations:
+            if found.demonstrations or not self._needs_demonstrations(mode):
                 return mode
         return "none"
+
+    def _needs_demonstrations(self, mode: Mode) -> bool:
+        needed = self.checkpoint.config.method.needs_demonstrations
+        return mode == "text" or (mode == "epic" and needed)
 
     def encode_queries(
         self,
@@ -154,12 +168,10 @@ class EpicEncoder:
             CheckpointError: mode "epic" with a model that has no projector.
         """
         found, chosen = self._checked(task, mode)
-        prefix = self._prefix(found, chosen)
-        unshared = None if share_prefix else self._kept_embeddings(found, chosen)
         # Every mode words what stands right before and after the text alike.
         wording = query_prompt(self.checkpoint.config.template, found, "none")
-        rows = partial(self._query_states, prefix=prefix, unshared=unshared)
-        return self._encode(texts, wording, rows, batch_size, show_progress)
+        states = self._query_states(found, chosen, share_prefix)
+        return self._encode(texts, wording, states, batch_size, show_progress)
 
     def encode_passages(
         self,
@@ -182,12 +194,20 @@ class EpicEncoder:
                 texts, found, mode, batch_size=batch_size, show_progress=show_progress
             )
         wording = passage_prompt(self.checkpoint.config.template)
-        self._check_room(len(self._passage_start()), "the prompt of passages", "a")
+        start = self.checkpoint.tokenizer.start_ids(wording)
+        self._check_room(len(start), "the prompt of passages", "a")
         return self._encode(texts, wording, self._passage_states, batch_size, show_progress)
 
-    def prepare(self, task: Task | str, mode: Mode | None = None) -> Prefix:
-        """Compute a task's prompt and keep it, so that the first query does not wait for it."""
-        return self._prefix(*self._checked(task, mode))
+    def prepare(self, task: Task | str, mode: Mode | None = None) -> int:
+        """Compute a task's prompt and keep it, so that the first query does not wait for it.
+
+        Returns:
+            How many positions the prompt takes.
+        """
+        found, chosen = self._checked(task, mode)
+        if self.checkpoint.backbone.causal:
+            return self._prefix(found, chosen).length
+        return len(self._kept_embeddings(found, chosen))
 
     def passage_fingerprint(self, task: Task | str | None = None, mode: Mode | None = None) -> str:
         """Hex digest of everything that decides a passage's vector, for index manifests.
@@ -202,20 +222,18 @@ class EpicEncoder:
     def _checked(self, task: Task | str, mode: Mode | None) -> tuple[Task, Mode]:
         found = _task(task)
         chosen = self.default_mode(found) if mode is None else check_mode(mode)
-        if chosen == "epic" and not self.has_projector:
+        if chosen == "epic" and not self.reads_vectors:
             raise CheckpointError(
                 f"{self.name} has no projector, so it cannot read demonstrations as vectors; use"
                 ' mode="none" or mode="text", or load an EPIC checkpoint'
             )
-        check_demonstrations(found, chosen)
+        if self._needs_demonstrations(chosen):
+            check_demonstrations(found, chosen)
         return found, chosen
 
     def _prefix(self, task: Task, mode: Mode) -> Prefix:
         def compute() -> Prefix:
             embeddings = self._prompt_embeddings(task, mode)
-            what = f"the prompt of task {task.name!r} in mode {mode!r}"
-            # What decides this enters the key, so a cached prompt has passed it.
-            self._check_room(len(embeddings), what, 'fewer demonstrations, mode="epic", or a')
             with torch.no_grad():
                 return self.checkpoint.backbone.prefix(embeddings)
 
@@ -232,57 +250,64 @@ class EpicEncoder:
     @torch.no_grad()
     def _prompt_embeddings(self, task: Task, mode: Mode) -> Tensor:
         """(P, d): what enters the model's first layer for a task's prompt."""
-        vectors = self._demonstration_vectors(task) if mode == "epic" else []
-        prompt = query_prompt(self.checkpoint.config.template, task, mode, vectors)
-        pieces = self.checkpoint.tokenizer.prompt_ids(prompt)
-        return self.checkpoint.backbone.embed(
-            [piece.values if isinstance(piece, Vectors) else piece for piece in pieces]
-        )
+        embeddings = self.checkpoint.embed_prompt(self._prompt(task, mode))
+        # What decides this enters the key of a cached prompt, so that has passed it.
+        what = f"the prompt of task {task.name!r} in mode {mode!r}"
+        self._check_room(len(embeddings), what, 'fewer demonstrations, mode="epic", or a')
+        return embeddings
 
-    def _demonstration_vectors(self, task: Task) -> list[tuple[Tensor, Tensor]]:
-        """q_i and p_i, each (1, d), of every demonstration (Eq. 3)."""
+    def _prompt(self, task: Task, mode: Mode) -> Prompt:
+        config, learned = self.checkpoint.config, self.checkpoint.learned
+        if mode != "epic":
+            return query_prompt(config.template, task, mode)
+        if learned is not None:
+            return learned_prompt(config.template, task.instruction, config.method, learned())
+        return query_prompt(config.template, task, mode, self._demonstration_vectors(task))
+
+    def _demonstration_vectors(self, task: Task) -> list[dict[str, Tensor]]:
+        """Per demonstration, the vectors (n, d) of its parts that are not text (Eq. 3)."""
         config, projector = self.checkpoint.config, self.checkpoint.projector
-        assert projector is not None  # noqa: S101  (checked by _checked)
-        prefix = self._prefix(task, "none")
-        wording = query_prompt(config.template, task, "none")
-        as_queries = partial(self._query_states, prefix=prefix, unshared=None)
+        if projector is None:
+            raise CheckpointError(f"{self.name} has no projector")
+        bare = passage_prompt(config.template)
+        as_query = (query_prompt(config.template, task, "none"), self._query_states(task, "none"))
+        as_passage = (bare, self._passage_states)
         instructed = task.symmetric or config.instruct_demonstration_passages
-        states = []
-        for texts, prompt, run in (
-            ([shown.query for shown in task.demonstrations], wording, as_queries),
-            (
-                [shown.passage for shown in task.demonstrations],
-                wording if instructed else passage_prompt(config.template),
-                as_queries if instructed else self._passage_states,
-            ),
-        ):
-            ids = self.checkpoint.tokenizer.text_ids(texts, prompt, config.max_length)
-            states.append(projector(run(ids)))
-        return [(q[None], p[None]) for q, p in zip(*states, strict=True)]
+        ways = {
+            "instruction": as_passage,
+            "query": as_query,
+            "passage": as_query if instructed else as_passage,
+        }
+        shown: list[dict[str, Tensor]] = [{} for _ in task.demonstrations]
+        for part in config.method.vectors:
+            texts = [getattr(one, part, task.instruction) for one in task.demonstrations]
+            wording, states = ways[part]
+            rows = self.checkpoint.tokenizer.text_ids(texts, wording, config.max_length)
+            vectors = projector(states(rows, every=config.method.every))
+            split = vectors.split(sampled_counts(rows, config.method.every))
+            for parts, values in zip(shown, split, strict=True):
+                parts[part] = values
+        return shown
 
-    def _query_states(
-        self, rows: Sequence[Sequence[int]], prefix: Prefix, unshared: Tensor | None
-    ) -> Tensor:
-        if unshared is not None:
-            return self.checkpoint.backbone.encode_unshared(rows, unshared)
-        return self.checkpoint.backbone.encode(rows, prefix)
+    def _query_states(self, task: Task, mode: Mode, share_prefix: bool = True) -> "States":
+        """Token ids of texts behind a task's prompt to raw states."""
+        backbone = self.checkpoint.backbone
+        if share_prefix and backbone.causal:
+            return partial(backbone.encode, prefix=self._prefix(task, mode))
+        return partial(backbone.encode_unshared, prompts=self._kept_embeddings(task, mode))
 
-    def _passage_states(self, rows: Sequence[Sequence[int]]) -> Tensor:
+    def _passage_states(self, rows: Sequence[Sequence[int]], every: int = 0) -> Tensor:
         # A passage's prompt is a token or two, which a shared prefix would not make cheaper.
-        start = self._passage_start()
-        return self.checkpoint.backbone.encode([[*start, *row] for row in rows])
-
-    def _passage_start(self) -> list[int]:
-        prompt = passage_prompt(self.checkpoint.config.template)
-        pieces = self.checkpoint.tokenizer.prompt_ids(prompt)
-        return [token for piece in pieces if not isinstance(piece, Vectors) for token in piece]
+        wording = passage_prompt(self.checkpoint.config.template)
+        start = self.checkpoint.tokenizer.start_ids(wording)
+        return self.checkpoint.backbone.encode_behind(start, rows, every)
 
     @torch.no_grad()
     def _encode(
         self,
         texts: Sequence[str],
         wording: Prompt,
-        states: Callable[[Sequence[Sequence[int]]], Tensor],
+        states: "States",
         batch_size: int,
         show_progress: bool | None,
     ) -> NDArray[np.float32]:
@@ -314,12 +339,16 @@ class EpicEncoder:
         """What decides a passage's vector."""
         if self._fixed is None:
             config = self.checkpoint.config
+            method = config.method
             self._fixed = {
                 "weights": self.checkpoint.weights_fingerprint(),
                 "tokenizer": self.checkpoint.tokenizer.fingerprint(),
                 "passage": config.template.passage,
                 "max_length": config.max_length,
             }
+            if not method.causal or method.pooling != "eos":
+                pooling = [method.pooling, self.checkpoint.pooling_fingerprint()]
+                self._fixed |= {"attention": method.attention, "pooling": pooling}
         return dict(self._fixed)
 
     def _key(self, task: Task, mode: Mode) -> str:
@@ -346,8 +375,9 @@ class EpicEncoder:
             state["demonstrations"] = [asdict(shown) for shown in task.demonstrations]
         if mode == "epic":
             if self._projector is None:
-                self._projector = self.checkpoint.projector_fingerprint()
+                self._projector = self.checkpoint.vectors_fingerprint()
             state["projector"] = self._projector
+            state["method"] = asdict(config.method)
             state["symmetric"] = task.symmetric
             state["instruct_passages"] = config.instruct_demonstration_passages
         return state

@@ -1,4 +1,4 @@
-"""g: the MLP that turns an embedding into a vector that the model reads like a token (Eq. 3).
+"""What makes prompt vectors: g, the MLP of Eq. 3, and the trained vectors of Table 5.
 
 Knows nothing of prompts and tasks.
 """
@@ -36,3 +36,26 @@ class Projector(nn.Module):
         factor = rms / self(states).float().pow(2).mean().sqrt().clamp_min(1e-12)
         self.output.weight.mul_(factor)
         self.output.bias.mul_(factor)
+
+
+class LearnedTokens(nn.Module):
+    """Trained vectors in place of demonstrations or before an instruction (Table 5).
+
+    Args:
+        count: number of vectors.
+        dimension: d.
+    """
+
+    def __init__(self, count: int, dimension: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(count, dimension))
+
+    def forward(self) -> Tensor:
+        """(count, d), in the order in which a prompt takes them."""
+        table: Tensor = self.table
+        return table
+
+    @torch.no_grad()
+    def scale_to(self, rms: float) -> None:
+        """Scale the vectors to this root mean square, that of the model's token embeddings."""
+        self.table.mul_(rms / self.table.pow(2).mean().sqrt())

@@ -10,7 +10,7 @@ Knows no model and no tokenizer.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -19,6 +19,7 @@ from epic_retrieval.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from epic_retrieval.method import Method
     from epic_retrieval.tasks import Task
 
 Mode = Literal["epic", "text", "none"]
@@ -68,7 +69,9 @@ class Template:
         name: of the template.
         query: a query with its instruction; what follows {query} is the suffix.
         text_demonstration: a demonstration as text, its separator included.
-        vector_demonstration: the same where {query} and {passage} become one vector each.
+        vector_demonstration: the same where parts become vectors; {query} and {passage} may be left
+            out (Table 4a).
+        vector_start: stands once before the first of them, for an instruction that is not repeated.
         passage: a passage of an asymmetric task.
     """
 
@@ -77,12 +80,12 @@ class Template:
     text_demonstration: str = "Instruct: {instruction}\nQuery: {query}\nPassage: {passage}\n\n"
     vector_demonstration: str = "Instruct: {instruction}\nQuery: {query}{passage}\n\n"
     passage: str = "{passage}"
+    vector_start: str = ""
 
     def __post_init__(self) -> None:
         for field, needed in (
             ("query", ["query"]),
             ("text_demonstration", ["query", "passage"]),
-            ("vector_demonstration", ["query", "passage"]),
             ("passage", ["passage"]),
         ):
             found = _PLACEHOLDER.findall(getattr(self, field))
@@ -91,6 +94,17 @@ class Template:
                     f"template {self.name!r}: {field} is {getattr(self, field)!r}; expected"
                     f" {' and '.join('{' + name + '}' for name in needed)} once each, in this order"
                 )
+        shown = [n for n in _PLACEHOLDER.findall(self.vector_demonstration) if n != "instruction"]
+        if shown not in (["query", "passage"], ["query"], ["passage"], []):
+            raise InputError(
+                f"template {self.name!r}: vector_demonstration is {self.vector_demonstration!r};"
+                " expected {query} and {passage} at most once each, in this order"
+            )
+        if set(_PLACEHOLDER.findall(self.vector_start)) - {"instruction"}:
+            raise InputError(
+                f"template {self.name!r}: vector_start is {self.vector_start!r}; expected no other"
+                " placeholder than {instruction}"
+            )
         if "{instruction}" not in self.query.split("{query}")[0]:
             raise InputError(
                 f"template {self.name!r}: query is {self.query!r}; expected"
@@ -154,7 +168,7 @@ def query_prompt(
     template: Template,
     task: "Task",
     mode: Mode,
-    vectors: "Sequence[tuple[Tensor, Tensor]]" = (),
+    vectors: "Sequence[Mapping[str, Tensor]]" = (),
 ) -> Prompt:
     """The prompt of a task's queries (and, in a symmetric task, of its passages).
 
@@ -162,34 +176,88 @@ def query_prompt(
         template: the wording.
         task: instruction and demonstrations.
         mode: what becomes of the demonstrations.
-        vectors: for mode "epic", per demonstration (q_i, p_i), each of shape (n, d), n usually 1.
+        vectors: for mode "epic", per demonstration the vectors (n, d), n usually 1, of its parts
+            that are not text: "query", "passage" or "instruction".
 
     Raises:
         InputError: mode "text" or "epic" for a task without demonstrations.
     """
     check_demonstrations(task, mode)
+    if mode == "none":
+        return build_prompt(template, task.instruction)
+    if mode == "epic" and len(vectors) != len(task.demonstrations):
+        raise InputError(
+            f"vectors of {len(vectors)} demonstrations for the {len(task.demonstrations)} of task"
+            f" {task.name!r}; expected them for each"
+        )
+    parts: list[dict[str, Piece]] = []
+    for number, one in enumerate(task.demonstrations):
+        texts: dict[str, Piece] = {"query": Text(one.query), "passage": Text(one.passage)}
+        given = vectors[number] if mode == "epic" else {}
+        parts.append(texts | {name: Vectors(values) for name, values in given.items()})
+    return build_prompt(template, task.instruction, parts, textual=mode == "text")
+
+
+def build_prompt(
+    template: Template,
+    instruction: str,
+    demonstrations: Sequence[Mapping[str, Piece]] = (),
+    *,
+    textual: bool = False,
+) -> Prompt:
+    """The prompt of an instruction behind these demonstrations, whatever their parts are.
+
+    Args:
+        template: the wording.
+        instruction: of the task.
+        demonstrations: each with what stands for its "query" and "passage" and, where it is not the
+            text, its "instruction".
+        textual: word them as text (`text_demonstration`).
+    """
     pieces: list[Piece] = []
-    if mode == "text":
-        for shown in task.demonstrations:
-            fill: dict[str, Piece] = {"query": Text(shown.query), "passage": Text(shown.passage)}
-            pieces += _fill(template.text_demonstration, task.instruction, fill)
-    elif mode == "epic":
-        if len(vectors) != len(task.demonstrations):
-            raise InputError(
-                f"{len(vectors)} vector pairs for {len(task.demonstrations)} demonstrations of task"
-                f" {task.name!r}; expected one pair each"
-            )
-        for query, passage in vectors:
-            fill = {"query": Vectors(query), "passage": Vectors(passage)}
-            pieces += _fill(template.vector_demonstration, task.instruction, fill)
+    if demonstrations and not textual:
+        pieces += _fill(template.vector_start, instruction, {})
+    wording = template.text_demonstration if textual else template.vector_demonstration
+    for parts in demonstrations:
+        pieces += _fill(wording, instruction, parts)
     before, after = template.query.split("{query}")
-    pieces += _fill(before, task.instruction, {})
+    pieces += _fill(before, instruction, {})
     return Prompt(tuple(pieces), after)
 
 
-def _fill(wording: str, instruction: str, fill: dict[str, Piece]) -> Iterator[Piece]:
+def learned_prompt(
+    template: Template,
+    instruction: str,
+    method: "Method",
+    tokens: "Tensor",
+    count: int | None = None,
+) -> Prompt:
+    """The prompt of an instruction behind trained vectors (Table 5).
+
+    Args:
+        template: the wording.
+        instruction: of the task.
+        method: whether they stand for demonstrations or before the instruction.
+        tokens: (m, d); for demonstrations, those of the first come first.
+        count: how many demonstrations to show; None: all that there are vectors for.
+    """
+    if method.source == "soft-prompt":
+        plain = build_prompt(template, instruction)
+        return Prompt((Vectors(tokens), *plain.prefix), plain.suffix)
+    each = len(method.vectors)
+    shown = range(len(tokens) // each if count is None else count)
+    rows = [tokens[i * each : (i + 1) * each].split(1) for i in shown]
+    return build_prompt(
+        template,
+        instruction,
+        [dict(zip(method.vectors, map(Vectors, row), strict=True)) for row in rows],
+    )
+
+
+def _fill(wording: str, instruction: str, parts: Mapping[str, Piece]) -> Iterator[Piece]:
+    known: dict[str, Piece] = {"instruction": Text(instruction), **parts}
     for position, part in enumerate(_PLACEHOLDER.split(wording)):
         if position % 2:
-            yield Text(instruction) if part == "instruction" else fill[part]
+            yield known[part]
         elif part:
             yield Text(part, markup=True)

@@ -73,6 +73,11 @@ class TextTokenizer:
                 start += [piece for piece in group if isinstance(piece, Vectors)]
         return start
 
+    def start_ids(self, prompt: Prompt) -> TokenIds:
+        """The ids of a prefix without vectors, in one list: what precedes each passage."""
+        pieces = self.prompt_ids(prompt)
+        return [token for piece in pieces if not isinstance(piece, Vectors) for token in piece]
+
     def text_ids(self, texts: Sequence[str], prompt: Prompt, max_length: int) -> list[TokenIds]:
         """Ids of texts as they continue a prompt's prefix, suffix and end token included.
 

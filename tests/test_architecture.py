@@ -19,7 +19,7 @@ INTEGRATIONS = {"langchain_epic", "llama_index_epic"}
 
 # A part imports from its own line and the lines above it.
 LINES = (
-    {"errors", "tasks", "projector", "index", "storage"},
+    {"errors", "tasks", "method", "pooling", "projector", "index", "storage"},
     {
         "prompt",
         "tokenization",

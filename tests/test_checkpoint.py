@@ -26,7 +26,7 @@ def load(folder: Path, **options: Any) -> EpicEncoder:  # noqa: ANN401 (of from_
 
 
 def check_equal(one: EpicEncoder, other: EpicEncoder) -> None:
-    for mode in MODES if one.has_projector else ("text", "none"):
+    for mode in MODES if one.reads_vectors else ("text", "none"):
         np.testing.assert_array_equal(
             one.encode_queries(TEXTS, TASK, mode), other.encode_queries(TEXTS, TASK, mode)
         )
@@ -69,14 +69,14 @@ def test_save_over_itself_and_over_another_model(folder: Path) -> None:
     plain = tiny_encoder("llama", projector=False)
     plain.save_pretrained(folder)
     loaded = load(folder)
-    assert not loaded.has_projector, "g of the model that lay here before"
+    assert not loaded.reads_vectors, "g of the model that lay here before"
     check_equal(loaded, plain)
 
 
 def test_a_checkpoint_without_projector(tmp_path: Path) -> None:
     tiny_encoder(projector=False, template="e5", bos=False).save_pretrained(tmp_path)
     loaded = load(tmp_path)
-    assert not loaded.has_projector
+    assert not loaded.reads_vectors
     assert loaded.default_mode(TASK) == "none"
     with pytest.raises(CheckpointError, match="has no projector"):
         loaded.encode_queries(TEXTS, TASK, "epic")

@@ -53,8 +53,8 @@ def unmerged(base: Path) -> Checkpoint:
         made.tokenizer,
         made.projector,
         made.config,
-        adapter.eval(),
-        (base,),
+        adapter=adapter.eval(),
+        folders=(base,),
     )
 
 

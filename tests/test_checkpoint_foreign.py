@@ -61,7 +61,7 @@ def reference(folder: Path, text: str) -> NDArray[np.float32]:
 def test_a_plain_decoder_embeds_as_its_tokenizer_says(tmp_path: Path, ends: str) -> None:
     folder = decoder(tmp_path / "plain", ends)
     encoder = load(folder)
-    assert not encoder.has_projector
+    assert not encoder.reads_vectors
     assert encoder.checkpoint.config.template.name == "e5"
     assert encoder.default_mode(TASK) == "none"
     assert encoder.checkpoint.config.max_length == 512

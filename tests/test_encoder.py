@@ -104,7 +104,7 @@ def test_texts_are_cut_at_max_length_and_prompts_are_not(encoder: EpicEncoder) -
     [start, longer] = encoder.encode_passages(["x" * (limit - 1), "x" * (limit + 40)])
     np.testing.assert_allclose(start, longer, atol=1e-6)
     long = TASK.with_demonstrations([Demonstration("y" * 300, "z" * 200)])
-    assert encoder.prepare(long, "text").length > 500
+    assert encoder.prepare(long, "text") > 500
     other = TASK.with_demonstrations([Demonstration("y" * 300, "z" * 199 + "a")])
     found = [encoder.encode_queries(["a"], task, "text") for task in (long, other)]
     assert np.abs(found[0] - found[1]).max() > 1e-4
@@ -118,7 +118,7 @@ def limited(max_length: int) -> EpicEncoder:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_prompt_that_does_not_fit_the_model(mode: Mode) -> None:
-    length = tiny_encoder().prepare(TASK, mode).length
+    length = tiny_encoder().prepare(TASK, mode)
     limited(1024 - length).encode_queries(["a"], TASK, mode)
     with pytest.raises(
         InputError,
@@ -150,7 +150,7 @@ def test_modes_that_cannot_be(encoder: EpicEncoder) -> None:
     with pytest.raises(InputError, match="'t' has no demonstrations, which mode 'epic' needs"):
         encoder.encode_queries(["a"], TASK.without_demonstrations(), "epic")
     plain = tiny_encoder(projector=False)
-    assert not plain.has_projector
+    assert not plain.reads_vectors
     for call in (plain.encode_queries, plain.encode_passages):
         with pytest.raises(CheckpointError, match=r"tiny-qwen3 has no projector.*mode=\"none\""):
             call(["a"], SYMMETRIC, "epic")
@@ -197,7 +197,7 @@ def test_vectors_that_are_not_finite_are_refused() -> None:
 
 def test_grad_mode_of_the_caller_does_not_matter(encoder: EpicEncoder) -> None:
     with torch.enable_grad():
-        prefix = encoder.prepare(Task("fresh", "Fresh", TASK.demonstrations), "epic")
+        prefix = encoder._prefix(Task("fresh", "Fresh", TASK.demonstrations), "epic")
     assert not any(tensor.requires_grad for tensor in (*prefix.keys, *prefix.values))
 
 

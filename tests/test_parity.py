@@ -138,14 +138,14 @@ def test_demonstrations_change_the_vectors(encoder: EpicEncoder) -> None:
 
 
 def test_use_leaves_a_prefix_unchanged_even_by_threads(encoder: EpicEncoder) -> None:
-    prefix = encoder.prepare(TASK, "epic")
+    prefix = encoder._prefix(TASK, "epic")
     before = [tensor.clone() for tensor in (*prefix.keys, *prefix.values)]
     expected = encoder.encode_queries(TEXTS, TASK, "epic")
     with ThreadPoolExecutor(8) as pool:
         jobs = [pool.submit(encoder.encode_queries, TEXTS, TASK, "epic") for _ in range(16)]
     for job in jobs:
         np.testing.assert_array_equal(job.result(), expected)
-    assert encoder.prepare(TASK, "epic") is prefix
+    assert encoder._prefix(TASK, "epic") is prefix
     for old, new in zip(before, (*prefix.keys, *prefix.values), strict=True):
         assert torch.equal(old, new)
 
@@ -179,7 +179,7 @@ def shared_states(encoder: EpicEncoder) -> Tensor:
     passages = tokens.text_ids([shown.passage for shown in DEMONSTRATIONS], Prompt(), 64)
     q = g(backbone.encode(queries, prefix(plain)))
     p = g(backbone.encode([[1, *row] for row in passages]))
-    pairs = [(a[None], b[None]) for a, b in zip(q, p, strict=True)]
+    pairs = [{"query": a[None], "passage": b[None]} for a, b in zip(q, p, strict=True)]
     prompt = query_prompt(template, TASK, "epic", pairs)
     return backbone.encode(tokens.text_ids(TEXTS, prompt, 64), prefix(prompt))
 

@@ -23,7 +23,10 @@ TASK = Task(
     "Find {query} capitals",  # a placeholder in an instruction is text
     (Demonstration("France?", "Paris"), Demonstration("Peru? {passage}", "Lima")),
 )
-PAIRS = [(torch.full((1, 4), float(n)), torch.full((1, 4), n + 0.5)) for n in range(2)]
+PAIRS = [
+    {"query": torch.full((1, 4), float(n)), "passage": torch.full((1, 4), n + 0.5)}
+    for n in range(2)
+]
 
 
 def spelled(prompt: Prompt) -> str:
@@ -90,7 +93,7 @@ def test_only_the_template_s_own_words_are_markup(template: str, mode: str) -> N
 def test_vectors_enter_as_they_are() -> None:
     prompt = query_prompt(get_template("epic"), TASK, "epic", PAIRS)
     given = [piece.values for piece in prompt.prefix if isinstance(piece, Vectors)]
-    assert [id(one) for one in given] == [id(one) for pair in PAIRS for one in pair]
+    assert [id(one) for one in given] == [id(one) for pair in PAIRS for one in pair.values()]
 
 
 def test_passages_have_no_prompt_unless_the_template_gives_them_one() -> None:
@@ -110,7 +113,8 @@ def test_passages_have_no_prompt_unless_the_template_gives_them_one() -> None:
         ("query", "{query}"),
         ("text_demonstration", "{query}"),
         ("text_demonstration", "{passage} {query}"),
-        ("vector_demonstration", "{instruction}"),
+        ("vector_demonstration", "{passage} {query}"),
+        ("vector_start", "{query}"),
         ("vector_demonstration", "{query} {passage} {passage}"),
         ("passage", ""),
         ("passage", "{query}"),
@@ -137,5 +141,5 @@ def test_modes_that_show_demonstrations_need_some(mode: str) -> None:
 
 
 def test_a_missing_vector_pair_is_refused() -> None:
-    with pytest.raises(InputError, match="1 vector pairs for 2 demonstrations"):
+    with pytest.raises(InputError, match="vectors of 1 demonstrations for the 2 of"):
         query_prompt(get_template("epic"), TASK, "epic", PAIRS[:1])

@@ -87,7 +87,7 @@ def measure(
         Latency(
             condition,
             query_ms=statistics.median(spent),
-            prompt_tokens=encoder.prepare(task, condition.mode).length,
+            prompt_tokens=encoder.prepare(task, condition.mode),
             prepare_ms=prepare_ms[condition.mode] if condition.share_prefix else None,
         )
         for condition, spent in zip(conditions, times, strict=True)
