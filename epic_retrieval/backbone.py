@@ -174,9 +174,9 @@ class Backbone:
     def _pooled(self, states: Tensor, own: Tensor, every: int) -> Tensor:
         """From (n, L, d) and a mask (n, L) of the rows' own tokens to what `encode` returns."""
         if not every:
-            return self.pooling(states, own).float()
+            return _widened(self.pooling(states, own))
         from_end = own.flip(1).cumsum(1).flip(1) - 1  # 0 at each row's last own token
-        return states[own & (from_end % every == 0)].float()
+        return _widened(states[own & (from_end % every == 0)])
 
     def _attention_mask(self, mask: Tensor) -> Tensor:
         """What transformers takes for a padding mask (n, T) of ones and zeros."""
@@ -197,6 +197,11 @@ class Backbone:
         lengths = torch.tensor([len(row) for row in rows])
         mask = (torch.arange(longest)[None, :] < lengths[:, None]).long()
         return ids.to(self.device), mask.to(self.device)
+
+
+def _widened(states: Tensor) -> Tensor:
+    """In float32 at least: half precision ends here."""
+    return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
 def sampled_counts(rows: Sequence[Sequence[int]], every: int) -> list[int]:

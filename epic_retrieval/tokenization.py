@@ -104,6 +104,11 @@ class TextTokenizer:
                 raise InputError(f"the tokenizer finds no token in {text!r}; expected some text")
         return [row[:room] + suffix for row in rows]
 
+    def cut(self, text: str, tokens: int) -> str:
+        """The beginning of a text that its first `tokens` tokens cover; special tokens are text."""
+        [encoding] = self._plain.encode_batch([text], add_special_tokens=False)
+        return text if len(encoding.ids) <= tokens else text[: encoding.offsets[tokens - 1][1]]
+
     def _split_open_end(self, pieces: Sequence[Piece]) -> tuple[tuple[Piece, ...], str]:
         """The pieces without the characters at their end that the text's first token may take."""
         last = pieces[-1] if pieces else None

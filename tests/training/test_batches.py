@@ -6,7 +6,8 @@ import torch
 
 from epic_retrieval.errors import InputError
 from epic_retrieval.tasks import Task
-from epic_training.batches import Batch, BatchMaker, Row, Source
+from epic_training.batch import Batch, Row
+from epic_training.batches import BatchMaker, Source
 from tests.training.samples import token_pairs
 
 # Every token says where it comes from: 1000 * row + position.
@@ -20,6 +21,15 @@ def source(name: str, weight: float = 1.0, *, crop: bool = False) -> Source:
     return Source(
         Task(name, "Find it"), token_pairs(queries, LONG, negatives, name=name), weight, crop
     )
+
+
+END = 2
+
+
+def ended(row: Row) -> Row:
+    """A row without the end token, which it must have."""
+    assert row[-1] == END
+    return row[:-1]
 
 
 def maker(*sources: Source, seed: int = 42, negatives: int = 4, size: int = 12) -> BatchMaker:
@@ -43,7 +53,7 @@ def test_a_batch_is_of_one_dataset_as_often_as_its_weight_says() -> None:
     for step in range(400):
         batch = make(step)
         seen[batch.task.name] += 1
-        tokens = {token for row in batch.queries + batch.positives for token in row}
+        tokens = {token for row in batch.queries + batch.positives for token in ended(row)}
         assert all((token >= 100_000) == (batch.task.name == "b") for token in tokens)
     assert seen["b"] / 400 == pytest.approx(0.75, abs=0.07)
 
@@ -69,8 +79,8 @@ def test_rows_belong_together_and_keep_to_the_limits() -> None:
         assert len(batch.queries) == len(batch.positives) == 12
         assert 0 < len(batch.negatives) <= 4
         for query, positive in zip(batch.queries, batch.positives, strict=True):
-            assert query == positive[:7]
-        (length,) = {len(row) for row in batch.positives + batch.negatives}
+            assert ended(query) == ended(positive)[:7]
+        (length,) = {len(ended(row)) for row in batch.passages}
         longest.add(length)
     assert longest == {42, 50}
 
@@ -88,7 +98,7 @@ def test_no_query_and_no_positive_comes_twice() -> None:
 def test_texts_without_tokens_are_left_out() -> None:
     pairs = token_pairs([[], [1], [2]], [[5], [], [6]])
     batch = maker(Source(Task("gaps", "Find it"), pairs, 1.0), size=30)(0)
-    assert (batch.queries, batch.positives, batch.negatives) == ([[2]], [[6]], [])
+    assert (batch.queries, batch.positives, batch.negatives) == ([[2, END]], [[6, END]], [])
 
 
 @pytest.mark.parametrize("crop", [False, True])
@@ -104,7 +114,11 @@ def crops() -> list[tuple[Row, Row]]:
     pairs = token_pairs([[-1]] * 60, LONG + [row[:39] for row in LONG[:20]])
     make = BatchMaker([Source(Task("c", "Find it"), pairs, 1.0, crop=True)], 12, 0, 48, (60,))
     batches = [make(step) for step in range(150)]
-    return [pair for batch in batches for pair in zip(batch.queries, batch.positives, strict=True)]
+    return [
+        (ended(query), ended(positive))
+        for batch in batches
+        for query, positive in zip(batch.queries, batch.positives, strict=True)
+    ]
 
 
 def test_a_crop_is_a_span_of_its_passage_which_loses_it_two_times_out_of_three() -> None:
@@ -124,7 +138,7 @@ def test_a_crop_is_a_span_of_its_passage_which_loses_it_two_times_out_of_three()
 
 def test_equal_texts_have_equal_keys() -> None:
     batch = Batch(Task("a", "b"), [[1], [2], [1]], [[3, 4], [5], [6]], [[5], [4, 3]])
-    queries, passages = batch.keys()
+    queries, passages = batch.row_keys()
     assert queries.dtype == passages.dtype == torch.int64
     assert queries[0] == queries[2] != queries[1]
     assert passages.shape == (5,)

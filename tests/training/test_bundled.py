@@ -119,10 +119,17 @@ def test_the_checkpoint_says_how_it_was_made(out: Path) -> None:
     }
     assert config.training["contrastive"] == {
         **CONFIG["contrastive"],
+        "mode": "epic",
+        "prompts": "group",
         "temperature": 0.05,
         "detach_demonstrations": False,
         "text_share": 0.0,
+        "demonstration_tokens": 128,
         "rows_at_once": 64,
+        "gradient_cache": False,
+        "distillation_weight": 0.0,
+        "teacher_temperature": 1.0,
+        "matryoshka": [],
     }
     assert config.max_length == 64
     scores = json.loads((out / "checkpoint" / "development.json").read_text(encoding="utf-8"))
@@ -150,8 +157,9 @@ def test_both_stages_keep_a_log(out: Path) -> None:
     assert (pretraining["step"], pretraining["loss"] > 0) == (4, True)
     contrastive = json.loads((out / "contrastive.jsonl").read_text())  # one line
     assert contrastive["step"] == 5
-    assert contrastive["epic"] > 0
-    assert contrastive["plain"] > 0
+    assert contrastive["loss"] > 0
+    assert contrastive["plain_loss"] > 0
+    assert contrastive["demonstrations"] > 0
 
 
 def test_training_never_sees_held_out_queries(out: Path) -> None:

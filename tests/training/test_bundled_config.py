@@ -13,7 +13,7 @@ from transformers import Qwen3Config
 
 from epic_retrieval.tasks import Task
 from epic_training import bundled
-from epic_training.contrastive import ContrastiveConfig
+from epic_training.step import StepConfig
 from epic_training.pretrain import PretrainConfig
 from tests.conftest import ROOT
 
@@ -71,7 +71,7 @@ def test_pretraining() -> None:
 
 
 def test_contrastive_training() -> None:
-    assert set(CONFIG["contrastive"]) <= READ | names(ContrastiveConfig)
+    assert set(CONFIG["contrastive"]) <= READ | names(StepConfig)
     # With passages shorter than that there would be nothing to crop.
     assert min(CONFIG["contrastive"]["passage_tokens"]) >= 40
 

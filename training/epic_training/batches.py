@@ -1,4 +1,4 @@
-"""Batches for contrastive training: all rows from one dataset, a function of seed and step alone.
+"""Batches for the bundled model: all rows from one dataset, a function of seed and step alone.
 
 Knows nothing of models and losses.
 """
@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from epic_retrieval.errors import InputError
 from epic_retrieval.tasks import Task
+from epic_training.batch import Batch, Row
 from epic_training.pairs import TokenisedPairs
 
-Row = list[int]
 _SHORTEST_CROPPED = 40  # tokens
 
 
@@ -37,25 +35,6 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Token ids without beginning and end tokens; row i of `queries` belongs to `positives[i]`."""
-
-    task: Task
-    queries: list[Row]
-    positives: list[Row]
-    negatives: list[Row]  # at most as many as positives
-
-    def keys(self) -> tuple[Tensor, Tensor]:
-        """(n,) keys of the queries, (n + negatives,) keys of the passages, for false negatives."""
-        passages = self.positives + self.negatives
-        return _keys(self.queries), _keys(passages)
-
-
-def _keys(rows: Sequence[Row]) -> Tensor:
-    return torch.tensor([hash(tuple(row)) for row in rows])
-
-
-@dataclass(frozen=True)
 class BatchMaker:
     """Makes batch number `step`.
 
@@ -69,6 +48,7 @@ class BatchMaker:
         seed: of all draws.
         instructions: what a batch's instruction is drawn from when it is not its own.
         own: probability that a batch keeps its data set's own instruction.
+        end: id that every row ends in.
     """
 
     sources: Sequence[Source]
@@ -79,6 +59,7 @@ class BatchMaker:
     seed: int = 42
     instructions: Sequence[str] = ()
     own: float = 1.0
+    end: int = 2
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step.
@@ -91,7 +72,8 @@ class BatchMaker:
         source = self.sources[rng.choice(len(weights), p=weights / weights.sum())]
         queries: set[tuple[int, ...]] = set()
         positives: set[tuple[int, ...]] = set()
-        batch = Batch(source.task, [], [], [])
+        batch = Batch(source.task, [], [])
+        owners: list[int] = []
         limit = int(rng.choice(self.passage_tokens))
         for index in rng.choice(len(source.pairs), size=min(2 * self.size, len(source.pairs))):
             pair = self._pair(source, int(index), limit, rng)
@@ -99,10 +81,11 @@ class BatchMaker:
                 continue
             queries.add(tuple(pair[0]))
             positives.add(tuple(pair[1]))
-            batch.queries.append(pair[0])
-            batch.positives.append(pair[1])
+            batch.queries.append([*pair[0], self.end])
+            batch.positives.append([*pair[1], self.end])
             if pair[2] and len(batch.negatives) < self.negatives:
-                batch.negatives.append(pair[2])
+                batch.negatives.append([*pair[2], self.end])
+                owners.append(len(batch.queries) - 1)
             if len(batch.queries) == self.size:
                 break
         if not batch.queries:
@@ -112,6 +95,7 @@ class BatchMaker:
                 f" expected passages of {needed} once they are cut at {limit}; raise passage_tokens"
                 " or take the data set, or its crops, out of the mix"
             )
+        batch = replace(batch, owners=tuple(owners), name=source.task.name)
         if self.instructions and rng.random() >= self.own:
             other = self.instructions[int(rng.integers(len(self.instructions)))]
             return replace(batch, task=replace(source.task, instruction=other))

@@ -33,12 +33,12 @@ from epic_retrieval.prompt_cache import PromptCache
 from epic_retrieval.tasks import Task, builtin_tasks
 from epic_retrieval.tokenization import TextTokenizer
 from epic_training.batches import BatchMaker, Source
-from epic_training.contrastive import ContrastiveConfig, ContrastiveStep
 from epic_training.development import score_development
 from epic_training.model_card import write_model_card
 from epic_training.optimization import adamw, load_state, save_state, set_rate
 from epic_training.pairs import open_pairs, read_pairs, tokenise_pairs
 from epic_training.pretrain import PretrainConfig, cooccurrence_embeddings, pretrain
+from epic_training.step import ContrastiveStep, StepConfig
 from epic_training.tokenizer import save_tokenizer, train_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -139,17 +139,22 @@ def train_contrastive(config: dict[str, Any], out: Path, model: PreTrainedModel)
     batch, decay = chosen.pop("batch"), chosen.pop("weight_decay")
     plan = {key: chosen.pop(key) for key in _SCHEDULE}
     limits = {key: chosen.pop(key) for key in ("negatives", "query_tokens", "passage_tokens")}
-    settings = ContrastiveConfig(**chosen)
+    settings = StepConfig(**chosen)
 
     hf = AutoTokenizer.from_pretrained(out / "tokenizer")
     tokenizer = TextTokenizer(hf, bos_id=_BOS, eos_id=_EOS)
     backbone = Backbone(model)
     torch.manual_seed(config["seed"])
     projector = Projector(backbone.dimension)
-    make_batch = BatchMaker(sources(config, out), batch, seed=config["seed"], **limits)
-    step_loss = ContrastiveStep(backbone, projector, tokenizer, TEMPLATES["epic"], settings)
+    modes: tuple[Mode, ...] = ("epic", "none", "text") if "text" in config else ("epic", "none")
+    epic_config = EpicConfig(
+        TEMPLATES["epic"], _BOS, _EOS, config["max_length"], modes, training=config
+    )
+    checkpoint = Checkpoint("epic-mini", backbone, tokenizer, projector, epic_config)
+    make_batch = BatchMaker(sources(config, out), batch, seed=config["seed"], end=_EOS, **limits)
+    step_loss = ContrastiveStep(checkpoint, settings)
     with torch.no_grad():
-        rows = [[_BOS, *row, _EOS] for row in make_batch(0).positives[:64]]
+        rows = [[_BOS, *row] for row in make_batch(0).positives[:64]]
         projector.scale_to(backbone.encode(rows), backbone.embedding_rms())
     _optimise("contrastive", plan, decay, make_batch, step_loss, out)
     pool = sorted({task.instruction for task in builtin_tasks().values()})
@@ -158,14 +163,10 @@ def train_contrastive(config: dict[str, Any], out: Path, model: PreTrainedModel)
             later = dict(config[stage])
             own, text_share = later.pop("own"), later.pop("text_share", 0.0)
             varied = replace(make_batch, instructions=pool, own=own, seed=config["seed"] + number)
-            shown = replace(step_loss, config=replace(settings, text_share=text_share))
+            shown = ContrastiveStep(checkpoint, replace(settings, text_share=text_share))
             _optimise(stage, later, decay, varied, shown, out)
-    modes: tuple[Mode, ...] = ("epic", "none", "text") if "text" in config else ("epic", "none")
-    epic_config = EpicConfig(
-        TEMPLATES["epic"], _BOS, _EOS, config["max_length"], modes, training=config
-    )
     model.eval()
-    return Checkpoint("epic-mini", backbone, tokenizer, projector, epic_config)
+    return checkpoint
 
 
 def _optimise(
@@ -177,7 +178,8 @@ def _optimise(
     out: Path,
 ) -> None:
     """Run one stage of contrastive training; state and log are named after it."""
-    model, projector = step_loss.backbone.model, step_loss.projector
+    model, projector = step_loss.model, step_loss.projector
+    assert projector is not None  # noqa: S101  (this pipeline makes one)
     steps = plan["steps"]
     groups = [
         (model.parameters(), plan["learning_rate"]),
@@ -200,7 +202,7 @@ def _optimise(
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            recent.append(parts)
+            recent.append({key: value.item() for key, value in parts.items()})
             progress.update()
             if (step + 1) % _SAVE_EVERY == 0 or step + 1 == steps:
                 save_state(state, step + 1, modules, optimizer)
@@ -236,7 +238,7 @@ def main(
 def _complete(config: dict[str, Any]) -> dict[str, Any]:
     """`config` with both stages' defaults spelled out, so that the checkpoint records them."""
     complete = dict(config)
-    for stage, settings in (("pretrain", PretrainConfig), ("contrastive", ContrastiveConfig)):
+    for stage, settings in (("pretrain", PretrainConfig), ("contrastive", StepConfig)):
         defaults = {field.name: field.default for field in fields(settings)}
         defaults.pop("seed", None)  # one seed, at the top, for all stages
         known = {name: value for name, value in defaults.items() if value is not MISSING}

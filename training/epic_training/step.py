@@ -1,0 +1,454 @@
+"""The contrastive training step (section 2.3 of the paper), one code path for every regime.
+
+Plain instructions, demonstrations as text, EPIC and its ablations differ in what a prompt's pieces
+are. No forward pass is made twice: demonstrations are the batch's own pairs, whose states the loss
+needs anyway or which are encoded once, and the queries of a group share one prompt, gradients
+included. Several processes share the work of one batch. Knows nothing of files and optimizers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from epic_retrieval.backbone import sampled_counts
+from epic_retrieval.checkpoint import Checkpoint
+from epic_retrieval.errors import InputError
+from epic_retrieval.pooling import LatentPooling
+from epic_retrieval.prefix import Prefix
+from epic_retrieval.prompt import (
+    Mode,
+    Piece,
+    Prompt,
+    Text,
+    Vectors,
+    build_prompt,
+    learned_prompt,
+    passage_prompt,
+)
+from epic_training.batch import Batch, Row
+from epic_training.draw import Draw, Indices, draw_demonstrations
+from epic_training.gather import counts, gather_rows, mean_weight, share
+from epic_training.gradient_cache import in_chunks, rerun_in_backward
+from epic_training.loss import distillation, false_negatives, info_nce, matryoshka, only_own
+from epic_training.memory import whole_layers
+
+Runner = Callable[..., Tensor]  # rows, and `every`, to states
+Parts = dict[str, Tensor]  # scalars to log, without gradients
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """Decisions of one training, all stored in the checkpoint.
+
+    Attributes:
+        mode: the regime: "epic", "text" (demonstrations as text) or "none" (plain).
+        prompts: "group": a batch's queries form `groups` groups, and each shares one prompt, drawn
+            from the other groups' pairs. "sample": every query has a prompt of its own, run with
+            the query as in the paper.
+        groups: how many.
+        max_demonstrations: K; the number shown is uniform on 0..K.
+        temperature: tau.
+        plain_weight: weight of the loss of the queries behind their instruction alone.
+        detach_demonstrations: stop gradients at the states that demonstration vectors are made of.
+        text_share: probability that a prompt shows its demonstrations as text in mode "epic".
+        demonstration_tokens: a demonstration's query, and its passage, that is text is cut here.
+        rows_at_once: rows per forward pass, sorted by length; less padding, less memory.
+        gradient_cache: keep one forward pass's activations at a time and compute them again in the
+            backward pass: the memory of `rows_at_once` rows whatever the batch, a third more time.
+        distillation_weight: of the divergence from a teacher's scores, where a batch has them.
+        teacher_temperature: in the unit of those scores.
+        matryoshka: lengths at which shortened vectors are trained too; the whole length is implied.
+    """
+
+    mode: Mode = "epic"
+    prompts: Literal["group", "sample"] = "group"
+    groups: int = 4
+    max_demonstrations: int = 5
+    temperature: float = 0.05
+    plain_weight: float = 0.0
+    detach_demonstrations: bool = False
+    text_share: float = 0.0
+    demonstration_tokens: int = 128
+    rows_at_once: int = 64
+    gradient_cache: bool = False
+    distillation_weight: float = 0.0
+    teacher_temperature: float = 1.0
+    matryoshka: tuple[int, ...] = ()
+
+
+class States:
+    """Raw states of n rows, in order: one each, or several, of which the last is the embedding's.
+
+    Args:
+        flat: (sum of counts, d).
+        counts: states per row.
+    """
+
+    def __init__(self, flat: Tensor, counts: Sequence[int]) -> None:
+        self.flat, self.counts = flat, list(counts)
+        self._ends = list(accumulate(counts))
+
+    @property
+    def pooled(self) -> Tensor:
+        """(n, d)."""
+        return self.flat[torch.tensor(self._ends, dtype=torch.long, device=self.flat.device) - 1]
+
+    def __getitem__(self, index: int) -> Tensor:
+        """(v, d) of row `index`."""
+        return self.flat[self._ends[index] - self.counts[index] : self._ends[index]]
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What a batch's texts give without demonstrations.
+
+    Attributes:
+        queries: behind the instruction, those that are needed.
+        place: row of each query in `queries`.
+        passages: positives, then hard negatives, as inference encodes them.
+        shown: positives as demonstrations show them; `passages` again unless they are instructed.
+        shown_place: row of each pair in `shown`.
+    """
+
+    queries: States
+    place: dict[int, int]
+    passages: States
+    shown: States
+    shown_place: dict[int, int]
+
+
+class ContrastiveStep(nn.Module):
+    """Computes the loss of a batch with the code that inference runs.
+
+    Args:
+        checkpoint: the model in training, in memory.
+        config: the regime and its settings.
+        rank: of this process among `world`; all get the same batch and the same random numbers.
+        world: number of processes.
+        group: for gathering vectors; see `gather_rows`.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: StepConfig,
+        rank: int = 0,
+        world: int = 1,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        super().__init__()
+        self.checkpoint, self.config = checkpoint, config
+        self.rank, self.world, self.group = rank, world, group
+        # Named here so that optimizers and parallel wrappers find the parameters.
+        self.model: Any = checkpoint.adapter or checkpoint.backbone.model
+        self.projector = checkpoint.projector
+        self.learned = checkpoint.learned
+        pooling = checkpoint.backbone.pooling
+        self.pooling = pooling if isinstance(pooling, LatentPooling) else None
+        tokenizer, template = checkpoint.tokenizer, checkpoint.config.template
+        self._start = tokenizer.start_ids(passage_prompt(template))
+        encoded = checkpoint.config.method.source == "encoded"
+        if config.mode == "epic" and encoded and self.projector is None:
+            raise InputError('mode "epic" needs a projector; the checkpoint has none')
+        if config.mode == "epic" and not encoded and self.learned is None:
+            raise InputError("the method needs trained vectors; the checkpoint has none")
+
+    def forward(self, batch: Batch, rng: np.random.Generator) -> tuple[Tensor, Parts]:
+        """The loss of this process's share, weighted so that the mean over processes is the whole.
+
+        Args:
+            batch: the whole batch, the same in every process.
+            rng: for the draws, in the same state in every process.
+
+        Returns:
+            A scalar, and what to log; the mean over processes where there are several.
+        """
+        # 1. Who sees which demonstrations.
+        draws = self._draws(batch, rng)
+        # 2. States of queries and passages without demonstrations, shared out and gathered.
+        alone = self._alone(batch, draws)
+        # 3. This process's queries behind their demonstrations: (n_local, d).
+        order = np.concatenate([draw.members for draw in draws])
+        mine = order[share(len(batch), self.rank, self.world)]
+        queries = self._queries(batch, draws, mine, alone)
+        # 4. Contrast.
+        passages = alone.passages.pooled
+        loss, negatives = self._loss(batch, mine, queries, passages)
+        weight = mean_weight(counts(len(batch), self.world), self.rank)
+        parts = {"loss": loss.detach() * weight, "negatives": negatives * weight}
+        if self.config.plain_weight:
+            plain = alone.queries.pooled[torch.tensor([alone.place[int(i)] for i in mine])]
+            plain_loss, _ = self._loss(batch, mine, plain, passages)
+            parts["plain_loss"] = plain_loss.detach() * weight
+            loss = (loss + self.config.plain_weight * plain_loss) / (1 + self.config.plain_weight)
+        shown = sum(len(draw.shown) * len(draw.members) for draw in draws) / len(batch)
+        parts["demonstrations"] = torch.tensor(shown)
+        return loss * weight, parts
+
+    def _draws(self, batch: Batch, rng: np.random.Generator) -> list[Draw]:
+        config, n = self.config, len(batch)
+        one_for_all = self.checkpoint.config.method.source == "soft-prompt"
+        if config.mode == "none" or (config.mode == "epic" and one_for_all):
+            return [Draw(np.arange(n), np.arange(0))]
+        groups = n if config.prompts == "sample" else config.groups
+        share = 1.0 if config.mode == "text" else config.text_share
+        return draw_demonstrations(batch.pair_keys(), groups, config.max_demonstrations, rng, share)
+
+    def _needs_prompt(self, draw: Draw) -> bool:
+        """Whether a draw's queries stand behind more than their instruction."""
+        soft = self.checkpoint.config.method.source == "soft-prompt"
+        return len(draw.shown) > 0 or (soft and self.config.mode == "epic")
+
+    def _alone(self, batch: Batch, draws: Sequence[Draw]) -> Alone:
+        own = self.checkpoint.config
+        every = own.method.every if self.config.mode == "epic" else 0
+        encoded = [
+            int(i)
+            for draw in draws
+            if not draw.textual and own.method.source == "encoded"
+            for i in draw.shown
+        ]
+        plain = [int(i) for draw in draws if not self._needs_prompt(draw) for i in draw.members]
+        if self.config.plain_weight:
+            plain = list(range(len(batch)))
+        needed = sorted({*plain, *(encoded if "query" in own.method.vectors else [])})
+        instructed = own.instruct_demonstration_passages and not batch.task.symmetric
+        again = sorted(set(encoded)) if instructed and "passage" in own.method.vectors else []
+        bare: Runner = partial(self.checkpoint.backbone.encode_behind, self._start)
+        behind = bare
+        if needed or again or batch.task.symmetric:
+            prompt = build_prompt(own.template, batch.task.instruction)
+            behind = self._runner(self._embed(prompt))
+        queries, passages, shown = self._shared_out(
+            [
+                ([batch.queries[i] for i in needed], behind),
+                (batch.passages, behind if batch.task.symmetric else bare),
+                (self._as_queries(batch, again), behind),
+            ],
+            every,
+        )
+        return Alone(
+            queries,
+            {index: place for place, index in enumerate(needed)},
+            passages,
+            shown if again else passages,
+            {index: place for place, index in enumerate(again or range(len(batch)))},
+        )
+
+    def _as_queries(self, batch: Batch, indices: Sequence[int]) -> list[Row]:
+        """Positives as they are cut behind an instruction."""
+        if not indices:
+            return []
+        own = self.checkpoint.config
+        prompt = build_prompt(own.template, batch.task.instruction)
+        texts = [self._texts(batch, i)[1] for i in indices]
+        return self.checkpoint.tokenizer.text_ids(texts, prompt, own.max_length)
+
+    def _shared_out(self, blocks: Sequence[tuple[list[Row], Runner]], every: int) -> list[States]:
+        """The states of each block's rows, every process encoding its share of each block."""
+        local, sizes = [], [0] * self.world
+        pieces: list[list[int]] = []  # per process and block: number of states
+        for rank in range(self.world):
+            pieces.append([])
+            for rows, run in blocks:
+                part = rows[share(len(rows), rank, self.world)]
+                pieces[-1].append(sum(sampled_counts(part, every)))
+                sizes[rank] += pieces[-1][-1]
+                if rank == self.rank and part:
+                    local.append(self._encode(part, run, every))
+        width = self.checkpoint.backbone.dimension
+        empty = torch.empty(0, width, device=self.checkpoint.backbone.device)
+        gathered = gather_rows(torch.cat([empty, *local]), sizes, self.group)
+        parts = gathered.split([size for process in pieces for size in process])
+        return [
+            States(torch.cat(parts[number :: len(blocks)]), sampled_counts(rows, every))
+            for number, (rows, _) in enumerate(blocks)
+        ]
+
+    def _queries(self, batch: Batch, draws: Sequence[Draw], mine: Indices, alone: Alone) -> Tensor:
+        """(n_local, d) raw states of the queries `mine` behind their prompts, in this order."""
+        found: list[Tensor] = []
+        waiting: list[tuple[Row, Tensor]] = []  # rows with a prompt of their own
+        position: list[int] = []
+        late: list[int] = []
+        local = set(mine.tolist())
+        for draw in draws:
+            members = [int(i) for i in draw.members if int(i) in local]
+            if not members:
+                continue
+            rows = [batch.queries[i] for i in members]
+            if not self._needs_prompt(draw):
+                found.append(alone.queries.pooled[[alone.place[i] for i in members]])
+                position += members
+            elif self.config.prompts == "sample":
+                prompt = self._embed(self._prompt(batch, draw, alone))
+                waiting += [(row, prompt) for row in rows]
+                late += members
+            else:
+                run = self._runner(self._embed(self._prompt(batch, draw, alone)))
+                found.append(self._encode(rows, run))
+                position += members
+        if waiting:
+            found.append(self._encode_each(waiting))
+            position += late
+        if not found:
+            return alone.passages.pooled[:0]
+        back = {index: place for place, index in enumerate(position)}
+        return torch.cat(found)[[back[int(i)] for i in mine]]
+
+    def _prompt(self, batch: Batch, draw: Draw, alone: Alone) -> Prompt:
+        own, instruction = self.checkpoint.config, batch.task.instruction
+        textual = draw.textual or self.config.mode == "text"
+        if not textual and self.learned is not None:
+            return learned_prompt(
+                own.template, instruction, own.method, self.learned(), len(draw.shown)
+            )
+        shown = []
+        for i in map(int, draw.shown):
+            query, passage = self._texts(batch, i)
+            texts: dict[str, Piece] = {
+                "query": Text(self._cut(query)),
+                "passage": Text(self._cut(passage)),
+            }
+            shown.append(texts if textual else texts | self._vectors(i, instruction, alone))
+        return build_prompt(own.template, instruction, shown, textual=textual)
+
+    def _vectors(self, index: int, instruction: str, alone: Alone) -> dict[str, Piece]:
+        """A pair's parts that are vectors, made by g from states (Eq. 3)."""
+        method = self.checkpoint.config.method
+        states: dict[str, Tensor] = {}
+        for part in method.vectors:
+            if part == "query":
+                states[part] = alone.queries[alone.place[index]]
+            elif part == "passage":
+                states[part] = alone.shown[alone.shown_place[index]]
+            else:
+                bare = passage_prompt(self.checkpoint.config.template)
+                limit = self.checkpoint.config.max_length
+                rows = self.checkpoint.tokenizer.text_ids([instruction], bare, limit)
+                backbone = self.checkpoint.backbone
+                states[part] = backbone.encode_behind(self._start, rows, method.every)
+        if self.projector is None:
+            raise InputError("demonstrations cannot become vectors without a projector")
+        detach = self.config.detach_demonstrations
+        return {
+            part: Vectors(self.projector(state.detach() if detach else state))
+            for part, state in states.items()
+        }
+
+    def _texts(self, batch: Batch, index: int) -> tuple[str, str]:
+        if batch.texts:
+            return batch.texts[index]
+        decode = self.checkpoint.tokenizer.hf.decode
+        query, passage = batch.queries[index], batch.positives[index]
+        return str(decode(query[:-1])), str(decode(passage[:-1]))  # without the end token
+
+    def _cut(self, text: str) -> str:
+        return self.checkpoint.tokenizer.cut(text, self.config.demonstration_tokens)
+
+    def _embed(self, prompt: Prompt) -> Tensor:
+        """(P, d) of a prompt."""
+        embeddings = self.checkpoint.embed_prompt(prompt)
+        taken, text = len(embeddings), self.checkpoint.config.max_length
+        if taken + text > self.checkpoint.backbone.max_positions:
+            raise InputError(
+                f"a prompt takes {taken} tokens and texts up to {text}, but the model has"
+                f" {self.checkpoint.backbone.max_positions} positions; lower max_demonstrations,"
+                " demonstration_tokens or max_length"
+            )
+        return embeddings
+
+    def _runner(self, embeddings: Tensor) -> Runner:
+        """Encodes rows behind one prompt that they share."""
+        backbone = self.checkpoint.backbone
+        if not backbone.causal:
+            return partial(backbone.encode_unshared, prompts=embeddings)
+        if self.config.gradient_cache:
+            return partial(backbone.encode, prefix=rerun_in_backward(self._prefix, embeddings))
+        return partial(backbone.encode, prefix=self._prefix(embeddings))
+
+    def _prefix(self, embeddings: Tensor) -> Prefix:
+        # Keys and values are written here, which checkpointed layers would do twice.
+        with whole_layers(self.checkpoint.backbone.model):
+            return self.checkpoint.backbone.prefix(embeddings)
+
+    def _encode(self, rows: Sequence[Row], run: Runner, every: int = 0) -> Tensor:
+        """`run` on slices of rows of like length; states in the order of `rows`."""
+        return self._in_order(rows, rows, lambda part: run(part, every=every), every)
+
+    def _encode_each(self, items: Sequence[tuple[Row, Tensor]]) -> Tensor:
+        """The same for rows with a prompt of their own each."""
+
+        def run(part: Sequence[tuple[Row, Tensor]]) -> Tensor:
+            rows, prompts = zip(*part, strict=True)
+            return self.checkpoint.backbone.encode_unshared(rows, prompts)
+
+        lengths = [range(len(row) + len(prompt)) for row, prompt in items]
+        return self._in_order(items, lengths, run, 0)
+
+    def _in_order(
+        self,
+        items: Sequence[Any],
+        sized: Sequence[Sequence[Any]],
+        run: Callable[[Sequence[Any]], Tensor],
+        every: int,
+    ) -> Tensor:
+        order = sorted(range(len(items)), key=lambda i: len(sized[i]))
+        size = self.config.rows_at_once
+        slices = [[items[i] for i in order[s : s + size]] for s in range(0, len(order), size)]
+        states = in_chunks(run, slices, cached=self.config.gradient_cache)
+        split = states.split(sampled_counts([sized[i] for i in order], every))
+        back = np.argsort(order)
+        return torch.cat([split[i] for i in back])
+
+    def _loss(
+        self, batch: Batch, mine: Indices, queries: Tensor, passages: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The mean loss of the queries `mine`, and how many negatives each has on average."""
+        config, device = self.config, passages.device
+        query_keys, passage_keys = (keys.to(device) for keys in batch.row_keys())
+        positions = torch.tensor(mine, device=device)
+        masked = false_negatives(query_keys[positions], passage_keys, positions, query_keys)
+        if not batch.in_batch_negatives:
+            owners = torch.tensor(list(batch.owners), dtype=torch.long, device=device)
+            masked |= only_own(owners, len(batch), positions)
+        teacher = self._teacher(batch, mine, device)
+
+        def loss(q: Tensor, p: Tensor) -> Tensor:
+            found = info_nce(q, p, masked, config.temperature, positions)
+            if teacher is None:
+                return found
+            divergence = distillation(
+                q, p, *teacher, config.temperature, config.teacher_temperature
+            )
+            return found + config.distillation_weight * divergence
+
+        negatives = (~masked).sum() / max(1, len(mine)) - 1
+        if not config.matryoshka:
+            return loss(queries, passages), negatives
+        lengths = [*config.matryoshka, passages.shape[1]]
+        return matryoshka(loss, queries, passages, lengths), negatives
+
+    def _teacher(
+        self, batch: Batch, mine: Indices, device: torch.device
+    ) -> tuple[Tensor, Tensor] | None:
+        """A teacher's scores (n, c) and the passages (n, c) that they are of; -1 is none."""
+        if batch.scores is None or not self.config.distillation_weight:
+            return None
+        candidates: list[list[int]] = [[i] for i in range(len(batch))]
+        for number, owner in enumerate(batch.owners):
+            candidates[owner].append(len(batch) + number)
+        width = max(map(len, candidates))
+        scores = torch.zeros(len(mine), width)
+        places = torch.full((len(mine), width), -1)
+        for row, i in enumerate(map(int, mine)):
+            places[row, : len(candidates[i])] = torch.tensor(candidates[i])
+            scores[row, : len(candidates[i])] = torch.tensor(batch.scores[i])
+        return scores.to(device), places.to(device)
