@@ -165,6 +165,20 @@ def load_checkpoint(
     )
 
 
+def load_tokenizer(
+    path_or_hub_id: str | Path | None = None, template: str | None = None
+) -> tuple[TextTokenizer, EpicConfig]:
+    """The tokenizer and the settings of a model, without its weights, as `load_checkpoint` does."""
+    folder = _resolve(path_or_hub_id, weights=False)
+    own = EpicConfig.load(folder) if (folder / CONFIG_NAME).is_file() else None
+    if not (folder / "tokenizer_config.json").is_file():
+        folder = _resolve(_base_model(folder, own), weights=False)
+    hf = _load_tokenizer(folder)
+    config = own or infer_config(folder, hf, template)
+    tokenizer = TextTokenizer(hf, bos_id=config.bos_token_id, eos_id=config.eos_token_id)
+    return tokenizer, config
+
+
 def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
     """Write a folder that `load_checkpoint` reads; `epic_config.json` comes last."""
     out = Path(folder)
@@ -190,7 +204,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
     config.save(out)
 
 
-def _resolve(path_or_hub_id: str | Path | None) -> Path:
+def _resolve(path_or_hub_id: str | Path | None, *, weights: bool = True) -> Path:
     """The folder of a model: as given, or fetched from the hub when it is no folder but an id."""
     if path_or_hub_id is None:
         if not (BUNDLED_MODEL / CONFIG_NAME).is_file():
@@ -223,7 +237,8 @@ def _resolve(path_or_hub_id: str | Path | None) -> Path:
     failures = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled)
     try:
         # No pickled weights (*.bin) and no code.
-        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        patterns = ["*.json", "*.model", "*.txt", "*.jinja"]
+        patterns += ["*.safetensors"] if weights else []
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (*failures, OSError) as error:
         raise CheckpointError(

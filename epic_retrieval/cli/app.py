@@ -8,8 +8,11 @@ from typing import Annotated
 import typer
 
 from epic_retrieval.cli.demo import demo
+from epic_retrieval.cli.export import export
 from epic_retrieval.cli.index import index_app
+from epic_retrieval.cli.mine import mine
 from epic_retrieval.cli.tasks import tasks
+from epic_retrieval.cli.train import train
 from epic_retrieval.errors import EpicError
 
 app = typer.Typer(
@@ -22,6 +25,9 @@ app = typer.Typer(
 app.command()(tasks)
 app.command()(demo)
 app.add_typer(index_app, name="index")
+app.command()(train)
+app.command()(mine)
+app.command()(export)
 
 
 def _print_version(asked: bool) -> None:

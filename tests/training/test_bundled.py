@@ -133,7 +133,7 @@ def test_the_checkpoint_says_how_it_was_made(out: Path) -> None:
     }
     assert config.max_length == 64
     scores = json.loads((out / "checkpoint" / "development.json").read_text(encoding="utf-8"))
-    gain = sum(sum(score["epic"]) / len(score["epic"]) - score["none"] for score in scores)
+    gain = sum(sum(score["shown"]) / len(score["shown"]) - score["none"] for score in scores)
     assert config.modes == (*(("epic", "none") if gain >= 0 else ("none", "epic")), "text")
     for name in ("model", "projector"):
         weights = load_file(out / "checkpoint" / f"{name}.safetensors")
@@ -148,8 +148,8 @@ def test_card_and_scores_lie_beside_the_weights(out: Path) -> None:
     assert [score["name"] for score in scores] == ["animals", "twins"]
     for score in scores:
         assert 5 < score["pairs"] < 60
-        assert len(score["epic"]) == 3
-        assert all(0 <= value <= 1 for value in (score["none"], *score["epic"]))
+        assert len(score["shown"]) == 3
+        assert all(0 <= value <= 1 for value in (score["none"], *score["shown"]))
 
 
 def test_both_stages_keep_a_log(out: Path) -> None:

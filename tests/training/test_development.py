@@ -72,7 +72,7 @@ def test_scores_are_of_held_out_queries_and_demonstrations_are_not(
         assert {"query": demonstration.query, "positive": demonstration.passage} in ROWS
 
     passages = encoder.encode_passages([row["positive"] for row in held_out])
-    for (queries, task), found in zip(of_task, (score.none, *score.epic), strict=True):
+    for (queries, task), found in zip(of_task, (score.none, *score.shown), strict=True):
         mode: Mode = "epic" if task.demonstrations else "none"
         scores = encoder.encode_queries(queries, task, mode) @ passages.T
         gains = []

@@ -1,6 +1,7 @@
-"""Gathered rows carry exact gradients to every process.
+"""Gathered rows carry exact gradients to every process, with cached chunks and a wrapper too.
 
-Run as a module it is one of the two processes of the tests below.
+Run as a module it is one of two processes, which compare themselves with one process. It imports
+little, so that they start soon.
 """
 
 import os
@@ -15,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from epic_training.gather import counts, gather_rows, mean_weight, share
+from epic_training.gradient_cache import in_chunks
 from epic_training.loss import false_negatives, info_nce
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,12 +127,73 @@ def check_gradients(rank: int, sizes: list[int], hard: list[int]) -> None:
     # What DistributedDataParallel does: the average over processes.
     value = loss.detach() / 2
     dist.all_reduce(value)
-    torch.testing.assert_close(value, expected.detach())
+    assert torch.allclose(value, expected)
     for ours, theirs in zip(toy.parameters(), alone.parameters(), strict=True):
         average = torch.zeros_like(ours) if ours.grad is None else ours.grad / 2
         dist.all_reduce(average)
         assert theirs.grad is not None
-        torch.testing.assert_close(average, theirs.grad)
+        assert torch.allclose(average, theirs.grad)
+
+
+class Step(nn.Module):
+    """A whole step, as a wrapper sees it: the encoder is called many times, also upon its results.
+
+    Queries read the mean of demonstrations, which are other rows' states projected.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6)).double()
+        self.projector = nn.Linear(6, 6).double()
+        self.unused = nn.Linear(2, 2).double()
+
+    def encode(self, rows: Tensor, behind: Tensor) -> Tensor:
+        vectors: Tensor = self.encoder(rows + behind)
+        return vectors
+
+    def forward(
+        self, texts: Tensor, demonstrated: int, part: slice, group: dist.ProcessGroup | None
+    ) -> tuple[Tensor, Tensor]:
+        """Queries (those of `part`) and passages (all), of texts (2, n, 6).
+
+        Each of the first `demonstrated` queries sees the passage of the query before it.
+        """
+        queries, positives = texts[0], texts[1]
+        alone = texts.new_zeros(1, 6)
+        local = in_chunks(self.encode, positives[part].split(2), alone)
+        passages = local
+        if group is not None:
+            passages = gather_rows(local, counts(len(positives), group.size()), group)
+        shown = []
+        for i in range(len(queries))[part]:
+            behind = self.projector(passages[[i - 1]]) if i < demonstrated else alone
+            shown.append(in_chunks(self.encode, [queries[i : i + 1]], behind))
+        return torch.cat(shown), passages
+
+
+def step_loss(vectors: tuple[Tensor, Tensor], part: slice) -> Tensor:
+    queries, passages = vectors
+    masked = torch.zeros(len(queries), len(passages), dtype=torch.bool)
+    return info_nce(queries, passages, masked, 0.05, torch.arange(len(passages))[part])
+
+
+def check_wrapped(rank: int, demonstrated: int, group: dist.ProcessGroup) -> None:
+    """Cached chunks, gathering and DistributedDataParallel give the gradients of one process."""
+    generator = torch.Generator().manual_seed(2)
+    texts = torch.randn(2, 7, 6, generator=generator, dtype=torch.float64)
+    step, alone = Step(), Step()
+    # A bucket per parameter: the wrapper's messages leave as soon as they can, in any order.
+    wrapped = DistributedDataParallel(step, find_unused_parameters=True, bucket_cap_mb=1e-6)
+    mine, everyone = share(7, rank, 2), slice(0, 7)
+    for _ in range(2):  # the second step would meet what the first left behind
+        loss = step_loss(wrapped(texts, demonstrated, mine, group), mine)
+        (loss * mean_weight(counts(7, 2), rank)).backward()
+        step_loss(alone(texts, demonstrated, everyone, None), everyone).backward()
+    for (name, ours), theirs in zip(step.named_parameters(), alone.parameters(), strict=True):
+        expected = torch.zeros_like(theirs) if theirs.grad is None else theirs.grad
+        assert ("unused" in name) == (expected.abs().sum() == 0)
+        assert torch.allclose(torch.zeros_like(ours) if ours.grad is None else ours.grad, expected)
 
 
 def process(folder: Path, rank: int) -> None:
@@ -152,6 +216,10 @@ def process(folder: Path, rank: int) -> None:
     # And of a whole loss, in double precision: equal, unequal and empty shares.
     for sizes, hard in (([4, 4], [2, 2]), ([5, 3], [1, 4]), ([1, 6], [3, 0]), ([4, 0], [0, 2])):
         check_gradients(rank, sizes, hard)
+    # With demonstrations everywhere, and in process 0 only: then process 1 has no use for g.
+    group = dist.new_group()
+    check_wrapped(rank, 7, group)
+    check_wrapped(rank, 3, group)
     # A mistake is named in every process, and nobody waits.
     with pytest.raises(ValueError, match=f"process {rank} of 2"):
         gather_rows(torch.ones(2, 3), [1, 1])

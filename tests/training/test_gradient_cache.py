@@ -1,34 +1,27 @@
 """Gradients in chunks are those of the whole batch, in the memory of a chunk.
 
-Run as a module it is one of the two processes of the last test.
+Chunks under DistributedDataParallel are in test_gather.py, whose processes start sooner.
 """
 
 import gc
-import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from epic_retrieval.backbone import Backbone
 from epic_retrieval.projector import Projector
-from epic_training.gather import counts, gather_rows, mean_weight, share
 from epic_training.gradient_cache import in_chunks, rerun_in_backward
 from epic_training.loss import info_nce
 from tests.models import tiny_model
-from tests.training.test_gather import in_two_processes
 
 Rows = list[list[int]]
 
@@ -220,7 +213,8 @@ def test_checkpointed_layers_inside_of_chunks() -> None:
     for nested in (False, True):
         if nested:
             module.model.train()  # the tiny models have no dropout
-            for layer in module.model.layers:
+            layers: Any = module.model.layers
+            for layer in layers:
                 layer.gradient_checkpointing = True
                 layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         in_chunks(backbone.encode, chunks).pow(2).sum().backward()
@@ -268,10 +262,12 @@ def peak_bytes(n: int, size: int, *, cached: bool) -> int:
     module = nn.Sequential(*[layer for _ in range(12) for layer in (nn.Linear(32, 32), nn.Tanh())])
     rows = torch.randn(n, 64, 32)  # n texts of 64 tokens
     gc.collect()
-    with AliveBytes() as bytes_:
+    counted = AliveBytes()
+    with counted:
         vectors = in_chunks(lambda part: module(part).mean(1), rows.split(size), cached=cached)
         loss_of(vectors, vectors).backward()
-    return bytes_.peak - sum(parameter.nbytes for parameter in module.parameters())
+    gradients_of_parameters = sum(parameter.nbytes for parameter in module.parameters())
+    return counted.peak - gradients_of_parameters
 
 
 def test_activations_grow_with_the_chunk_not_the_batch() -> None:
@@ -286,56 +282,3 @@ def test_activations_grow_with_the_chunk_not_the_batch() -> None:
     assert large < 1.5 * small
     assert large < whole_large / 12
     assert peak_bytes(128, 16, cached=True) > 3 * large
-
-
-class OneStep(nn.Module):
-    """What DistributedDataParallel wraps: a whole step, with several calls of the model."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stages = TwoStages()
-
-    def forward(
-        self, queries: Rows, passages: Rows, group: dist.ProcessGroup | None = None
-    ) -> Tensor:
-        rank, world = dist.get_rank(), dist.get_world_size()
-        sizes = counts(len(queries), world)
-        mine = share(len(queries), rank, world)
-        shown, encoded = self.stages(queries[mine], passages[mine], 4, cached=True)
-        everything = gather_rows(encoded, sizes, group)
-        positions = torch.arange(mine.start, mine.stop)
-        masked = torch.zeros(len(shown), len(everything), dtype=torch.bool)
-        return info_nce(shown, everything, masked, 0.05, positions) * mean_weight(sizes, rank)
-
-
-def process(folder: Path, rank: int) -> None:
-    """One of two: gradients of its half must be those of one process with both halves."""
-    store = f"file://{folder / 'store'}"
-    dist.init_process_group(
-        "gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
-    queries, passages = token_rows(21, seed=2), token_rows(21, seed=3)
-    step = OneStep()
-    wrapped = DistributedDataParallel(step, find_unused_parameters=True)
-    group = dist.new_group()
-    for _ in range(2):  # a second step would meet what the first left behind
-        wrapped(queries, passages, group).backward()
-        found = gradients(step.stages)
-        # The same demonstrations as above: each process draws from its own rows.
-        vectors = [
-            step.stages(queries[part], passages[part]) for part in (slice(11), slice(11, 21))
-        ]
-        loss_of(torch.cat([v[0] for v in vectors]), torch.cat([v[1] for v in vectors])).backward()
-        expected = gradients(step.stages)
-        unused = {name for name in found if "unused" in name}
-        assert all(found.pop(name).abs().max() == 0 for name in unused)
-        assert_close(found, expected)
-    dist.destroy_process_group()
-
-
-def test_two_processes_find_the_gradients_of_one(tmp_path: Path) -> None:
-    in_two_processes("tests.training.test_gradient_cache", tmp_path)
-
-
-if __name__ == "__main__":
-    process(Path(sys.argv[1]), int(sys.argv[2]))

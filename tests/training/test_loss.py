@@ -172,7 +172,8 @@ def gradients_of(
 ) -> tuple[float, Tensor, Tensor]:
     leaves = [tensor.detach().requires_grad_() for tensor in (queries, passages)]
     value = loss(*leaves)
-    found = torch.autograd.grad(value, leaves)
+    with torch.autograd.set_detect_anomaly(True):  # no NaN on the way either
+        found = torch.autograd.grad(value, leaves)
     return value.item(), found[0], found[1]
 
 

@@ -45,7 +45,7 @@ def test_card(tmp_path: Path) -> None:
         "name": "gsm8k",
         "pairs": 70,
         "none": 0.5,
-        "epic": [0.6, 0.7, 0.8],
+        "shown": [0.6, 0.7, 0.8],
     }
 
 

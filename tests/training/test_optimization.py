@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from epic_retrieval.errors import EpicError
 from epic_training.optimization import adamw, load_state, save_state, set_rate
 
 STEPS, WARMUP = 8, 3
@@ -17,7 +19,7 @@ class Run:
     def __init__(self) -> None:
         torch.manual_seed(0)
         body = nn.Sequential(OrderedDict(a=nn.Linear(4, 6), norm=nn.LayerNorm(6)))
-        self.modules: dict[str, nn.Module] = {"body": body, "head": nn.Linear(6, 2)}
+        self.modules = nn.ModuleDict({"body": body, "head": nn.Linear(6, 2)})
         rates = zip(self.modules.values(), (0.1, 0.01), strict=True)
         self.optimizer = adamw([(part.parameters(), rate) for part, rate in rates], 0.1)
 
@@ -30,11 +32,7 @@ class Run:
             self.optimizer.zero_grad()
 
     def weights(self) -> dict[str, torch.Tensor]:
-        return {
-            f"{name}/{key}": value.clone()
-            for name, module in self.modules.items()
-            for key, value in module.state_dict().items()
-        }
+        return {name: value.clone() for name, value in self.modules.state_dict().items()}
 
 
 def test_saving_and_loading_changes_nothing(tmp_path: Path) -> None:
@@ -69,9 +67,38 @@ def test_the_state_is_safetensors_and_replaces_an_older_one(tmp_path: Path) -> N
     raw = state.read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     names = set(header) - {"__metadata__"}
-    assert {"step", "body/a.weight", "head/bias", "optimizer/0/exp_avg"} <= names
+    assert {"step", "weights/body.a.weight", "weights/head.bias", "exp_avg/head.bias"} <= names
     assert all({"dtype", "shape", "data_offsets"} <= set(header[name]) for name in names)
     assert load_state(state, run.modules, run.optimizer) == 2
+
+
+def test_a_state_of_another_model_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    state = tmp_path / "state.safetensors"
+    run = Run()
+    run.go(0, 1)
+    save_state(state, 1, run.modules, run.optimizer)
+    small = nn.ModuleDict({"head": nn.Linear(6, 2)})
+    with pytest.raises(EpicError, match=r"another model: it also has '.*body"):
+        load_state(state, small, adamw([(small.parameters(), 0.1)], 0))
+    wide = nn.ModuleDict({"body": run.modules["body"], "head": nn.Linear(6, 3)})
+    with pytest.raises(EpicError, match="damaged, or of a training with another model"):
+        load_state(state, wide, adamw([(wide.parameters(), 0.1)], 0))
+    state.write_bytes(state.read_bytes()[:-9])
+    with pytest.raises(EpicError, match="remove it to start again"):
+        load_state(state, run.modules, run.optimizer)
+
+
+def test_frozen_parameters_are_neither_trained_nor_saved(tmp_path: Path) -> None:
+    run = Run()
+    run.modules["body"].requires_grad_(False)
+    groups = adamw([(part.parameters(), 0.1) for part in run.modules.values()], 0.1).param_groups
+    assert [len(group["params"]) for group in groups] == [1, 1]
+    save_state(tmp_path / "s.safetensors", 0, run.modules, run.optimizer)
+    assert set(load_file(tmp_path / "s.safetensors")) == {
+        "step",
+        "weights/head.weight",
+        "weights/head.bias",
+    }
 
 
 def test_weight_decay_is_for_matrices() -> None:

@@ -186,9 +186,8 @@ def _optimise(
         (projector.parameters(), plan["projector_learning_rate"]),
     ]
     optimizer = adamw(groups, decay)
-    modules: dict[str, torch.nn.Module] = {"model": model, "projector": projector}
     state = out / f"{stage}.safetensors"
-    first = load_state(state, modules, optimizer)
+    first = load_state(state, step_loss, optimizer)
     model.train()
     recent: list[dict[str, float]] = []
     progress = tqdm(total=steps, initial=first, desc=stage, mininterval=10)
@@ -205,7 +204,7 @@ def _optimise(
             recent.append({key: value.item() for key, value in parts.items()})
             progress.update()
             if (step + 1) % _SAVE_EVERY == 0 or step + 1 == steps:
-                save_state(state, step + 1, modules, optimizer)
+                save_state(state, step + 1, step_loss, optimizer)
                 mean = {key: float(np.mean([part[key] for part in recent])) for key in recent[0]}
                 seconds = round(time.monotonic() - started)
                 log.write(json.dumps({"step": step + 1, **mean, "seconds": seconds}) + "\n")
@@ -254,7 +253,7 @@ def describe(config: dict[str, Any], data: Path, out: Path) -> None:
     folder = out / "checkpoint"
     encoder = EpicEncoder.from_pretrained(folder, cache=PromptCache(None))
     scores = score_development(encoder, data, config["data"], config["dev_percent"])
-    if sum(float(np.mean(score.epic)) - score.none for score in scores) < 0:
+    if sum(float(np.mean(score.shown)) - score.none for score in scores) < 0:
         found = EpicConfig.load(folder)
         replace(found, modes=("none", "epic", *found.modes[2:])).save(folder)
     metas = {

@@ -17,12 +17,14 @@ from epic_retrieval.encoder import EpicEncoder
 from epic_retrieval.errors import InputError
 from epic_retrieval.prompt import Mode
 from epic_retrieval.tasks import Demonstration, Task
+from epic_training.data import TrainingSet
 from epic_training.pairs import Pair, is_development, read_pairs
 
 MOST_PAIRS = 300
 DRAWS = 3
 SHOWN = 5
 _LONGEST_DEMONSTRATION = 600  # characters
+_CANDIDATES = 1000  # training pairs that demonstrations are looked for among
 _CUTOFF = 10
 
 
@@ -34,50 +36,110 @@ class DevelopmentScore:
         name: of the data set.
         pairs: how many queries, and passages to choose from.
         none: with the instruction alone.
-        epic: with five demonstrations as vectors, one score per draw.
+        shown: with five demonstrations, one score per draw; empty where the mode shows none.
     """
 
     name: str
     pairs: int
     none: float
-    epic: tuple[float, ...]
+    shown: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Means over data sets; `shown` is None where no mode with demonstrations was scored."""
+
+    none: float
+    shown: float | None
+
+    @property
+    def best(self) -> float:
+        """The better of both."""
+        return self.none if self.shown is None else max(self.none, self.shown)
+
+    def helped(self) -> bool:
+        """Whether demonstrations did not lower the mean."""
+        return self.shown is not None and self.shown >= self.none
+
+
+def summarise(scores: Sequence[DevelopmentScore]) -> Summary:
+    """Means over data sets of nDCG@10; at least one score is needed."""
+    shown = [float(np.mean(score.shown)) for score in scores if score.shown]
+    return Summary(
+        float(np.mean([score.none for score in scores])),
+        float(np.mean(shown)) if shown else None,
+    )
+
+
+def score_sets(
+    encoder: EpicEncoder,
+    sets: Sequence[TrainingSet],
+    mode: Mode,
+    most: int = MOST_PAIRS,
+    draws: int = DRAWS,
+) -> list[DevelopmentScore]:
+    """Score every data set of a mix that holds rows out.
+
+    Args:
+        encoder: the model.
+        sets: of `open_mix`; their first instruction is used.
+        mode: what becomes of demonstrations; "none" scores without them only.
+        most: pairs per data set.
+        draws: sets of demonstrations, each scored.
+    """
+    scores = []
+    for one in sets:
+        held_out = _pairs(one, one.development)
+        chosen = list(islice(_distinct(held_out), most))
+        if chosen:
+            rng = np.random.default_rng(len(one.train))
+            known = list(_pairs(one, rng.choice(one.train, size=_CANDIDATES)))
+            scores.append(_score(encoder, one.tasks[0], chosen, known, mode, draws))
+    return scores
+
+
+def _pairs(one: TrainingSet, numbers: NDArray[np.int64]) -> Iterable[Pair]:
+    for number in numbers:
+        row = one.rows[int(number)]
+        yield Pair(row.query, row.positives[0])
 
 
 def score_development(
     encoder: EpicEncoder, data: Path, settings: Mapping[str, Any], percent: float
 ) -> list[DevelopmentScore]:
-    """Score every data set of a training configuration that has held-out pairs."""
-    scores = (
-        _score(
-            encoder,
-            Task(name, chosen["instruction"], symmetric=chosen.get("symmetric", False)),
-            list(read_pairs(data / name / "pairs.jsonl.gz")),
-            percent,
-        )
-        for name, chosen in settings.items()
-    )
-    return [score for score in scores if score is not None]
+    """Score every data set of the bundled model's configuration that has held-out pairs."""
+    scores = []
+    for name, chosen in settings.items():
+        task = Task(name, chosen["instruction"], symmetric=chosen.get("symmetric", False))
+        pairs = list(read_pairs(data / name / "pairs.jsonl.gz"))
+        held_out = (p for p in pairs if is_development(p.query, percent))
+        first = list(islice(_distinct(held_out), MOST_PAIRS))
+        if first:
+            known = [p for p in pairs if not is_development(p.query, percent)]
+            scores.append(_score(encoder, task, first, known, "epic", DRAWS))
+    return scores
 
 
 def _score(
-    encoder: EpicEncoder, task: Task, pairs: Sequence[Pair], percent: float
-) -> DevelopmentScore | None:
-    held_out = list(
-        islice(_distinct(p for p in pairs if is_development(p.query, percent)), MOST_PAIRS)
-    )
-    if not held_out:
-        return None
-    known = [p for p in pairs if not is_development(p.query, percent)]
-    plain = _ndcg(encoder, task, held_out)
+    encoder: EpicEncoder,
+    task: Task,
+    held_out: Sequence[Pair],
+    known: Sequence[Pair],
+    mode: Mode,
+    draws: int,
+) -> DevelopmentScore:
+    plain = _ndcg(encoder, task, held_out, "none")
+    if mode == "none":
+        return DevelopmentScore(task.name, len(held_out), plain)
     shown = []
-    for draw in range(DRAWS):
+    for draw in range(draws):
         rng = np.random.default_rng([draw, len(known)])
-        order = (known[int(i)] for i in rng.integers(0, len(known), size=1000))
+        order = (known[int(i)] for i in rng.integers(0, len(known), size=_CANDIDATES))
         short = (p for p in order if len(p.query + p.positive) < _LONGEST_DEMONSTRATION)
         chosen = [Demonstration(p.query, p.positive) for p in islice(_distinct(short), SHOWN)]
         if len(chosen) < SHOWN:
             raise InputError(f"{task.name} has fewer than {SHOWN} short training pairs to show")
-        shown.append(_ndcg(encoder, task.with_demonstrations(chosen), held_out))
+        shown.append(_ndcg(encoder, task.with_demonstrations(chosen), held_out, mode))
     return DevelopmentScore(task.name, len(held_out), plain, tuple(shown))
 
 
@@ -91,8 +153,7 @@ def _distinct(pairs: Iterable[Pair]) -> Iterable[Pair]:
             yield pair
 
 
-def _ndcg(encoder: EpicEncoder, task: Task, pairs: Sequence[Pair]) -> float:
-    mode: Mode = "epic" if task.demonstrations else "none"
+def _ndcg(encoder: EpicEncoder, task: Task, pairs: Sequence[Pair], mode: Mode) -> float:
     queries = encoder.encode_queries([p.query for p in pairs], task, mode, show_progress=False)
     texts = [p.positive for p in pairs]
     passages = encoder.encode_passages(texts, task, mode, show_progress=False)

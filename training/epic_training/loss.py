@@ -109,7 +109,7 @@ def distillation(
     """
     absent = candidates < 0
     scores = _cosines(queries, passages).gather(1, candidates.clamp_min(0)) / temperature
-    # The lowest number, not -inf: a query without any candidate would give NaN.
+    # The lowest number, not -inf, whose softmax is NaN for a query without any candidate.
     lowest = torch.finfo(scores.dtype).min
     student = scores.masked_fill(absent, lowest).log_softmax(1)
     wanted = teacher.detach().to(scores.dtype) / teacher_temperature

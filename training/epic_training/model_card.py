@@ -106,12 +106,12 @@ def _score_rows(scores: Sequence[DevelopmentScore]) -> str:
     if not scores:
         return "| no data set has held-out pairs | | | |"
     rows = [
-        f"| {s.name} | {s.pairs} | {s.none:.3f} | {np.mean(s.epic):.3f}"
-        f" ({min(s.epic):.3f} to {max(s.epic):.3f}) |"
+        f"| {s.name} | {s.pairs} | {s.none:.3f} | {np.mean(s.shown):.3f}"
+        f" ({min(s.shown):.3f} to {max(s.shown):.3f}) |"
         for s in scores
     ]
     none = np.mean([s.none for s in scores])
-    epic = np.mean([np.mean(s.epic) for s in scores])
+    epic = np.mean([np.mean(s.shown) for s in scores])
     return "\n".join([*rows, f"| **mean** | | **{none:.3f}** | **{epic:.3f}** |"])
 
 
