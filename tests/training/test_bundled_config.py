@@ -13,6 +13,7 @@ from transformers import Qwen3Config
 
 from epic_retrieval.tasks import Task
 from epic_training import bundled
+from epic_training.objective import Objective
 from epic_training.step import StepConfig
 from epic_training.pretrain import PretrainConfig
 from tests.conftest import ROOT
@@ -71,7 +72,7 @@ def test_pretraining() -> None:
 
 
 def test_contrastive_training() -> None:
-    assert set(CONFIG["contrastive"]) <= READ | names(StepConfig)
+    assert set(CONFIG["contrastive"]) <= READ | names(StepConfig) | names(Objective)
     # With passages shorter than that there would be nothing to crop.
     assert min(CONFIG["contrastive"]["passage_tokens"]) >= 40
 

@@ -1,7 +1,7 @@
 """The step against a naive twin: one query at a time, every sequence written out in full."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from epic_retrieval.prompt_cache import PromptCache
 from epic_training.batch import Batch, Row
 from epic_training.draw import Draw
 from epic_training.memory import checkpoint_layers
+from epic_training.objective import Objective
 from epic_training.step import ContrastiveStep, StepConfig
 from tests.models import tiny_encoder
 
@@ -78,7 +79,10 @@ def make_step(
         config=config,
         learned=LearnedTokens(10, 32) if chosen.source != "encoded" else None,
     )
-    return ContrastiveStep(checkpoint, StepConfig(**{"rows_at_once": 3, **(settings or {})}))
+    given = dict(settings or {})
+    names = {one.name for one in fields(Objective)}
+    objective = Objective(**{name: given.pop(name) for name in names & set(given)})
+    return ContrastiveStep(checkpoint, StepConfig(rows_at_once=3, objective=objective, **given))
 
 
 class Twin:
@@ -142,12 +146,14 @@ class Twin:
         scores = {}
         for j, passage in enumerate(passages):
             own = j == index
-            same = batch.passages[j] == batch.positives[index]
-            twin = j < len(batch) and batch.queries[j] == batch.queries[index]
+            right = any(
+                batch.queries[k] == batch.queries[index] and batch.positives[k] == batch.passages[j]
+                for k in range(len(batch))
+            )
             foreign = j < len(batch) or batch.owners[j - len(batch)] != index
-            if own or not (same or twin or (foreign and not batch.in_batch_negatives)):
+            if own or not (right or (foreign and not batch.in_batch_negatives)):
                 cosine = torch.cosine_similarity(query, passage, dim=0)
-                scores[j] = cosine / self.step.config.temperature
+                scores[j] = cosine / self.step.config.objective.temperature
         return torch.stack(list(scores.values())).logsumexp(0) - scores[index]
 
 
@@ -373,7 +379,7 @@ def test_prompts_that_leave_no_room_are_refused() -> None:
     step = make_step(settings={"mode": "text", "demonstration_tokens": 900, "groups": 2})
     batch = make_batch()
     batch = replace(batch, texts=[(q + " why" * 400, p) for q, p in batch.texts])
-    with pytest.raises(InputError, match="the model has 1024 positions; lower max_demonstrations"):
+    with pytest.raises(InputError, match="the model has 1024 positions; show fewer demonstrations"):
         step(batch, np.random.default_rng(0))
 
 

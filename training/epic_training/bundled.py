@@ -35,6 +35,7 @@ from epic_retrieval.tokenization import TextTokenizer
 from epic_training.batches import BatchMaker, Source
 from epic_training.development import score_development
 from epic_training.model_card import write_model_card
+from epic_training.objective import Objective
 from epic_training.optimization import adamw, load_state, save_state, set_rate
 from epic_training.pairs import open_pairs, read_pairs, tokenise_pairs
 from epic_training.pretrain import PretrainConfig, cooccurrence_embeddings, pretrain
@@ -139,7 +140,8 @@ def train_contrastive(config: dict[str, Any], out: Path, model: PreTrainedModel)
     batch, decay = chosen.pop("batch"), chosen.pop("weight_decay")
     plan = {key: chosen.pop(key) for key in _SCHEDULE}
     limits = {key: chosen.pop(key) for key in ("negatives", "query_tokens", "passage_tokens")}
-    settings = StepConfig(**chosen)
+    objective = Objective(**{one.name: chosen.pop(one.name) for one in fields(Objective)})
+    settings = StepConfig(objective=objective, **chosen)
 
     hf = AutoTokenizer.from_pretrained(out / "tokenizer")
     tokenizer = TextTokenizer(hf, bos_id=_BOS, eos_id=_EOS)
@@ -237,11 +239,12 @@ def main(
 def _complete(config: dict[str, Any]) -> dict[str, Any]:
     """`config` with both stages' defaults spelled out, so that the checkpoint records them."""
     complete = dict(config)
-    for stage, settings in (("pretrain", PretrainConfig), ("contrastive", StepConfig)):
+    stages = (("pretrain", PretrainConfig), ("contrastive", StepConfig), ("contrastive", Objective))
+    for stage, settings in stages:
         defaults = {field.name: field.default for field in fields(settings)}
         defaults.pop("seed", None)  # one seed, at the top, for all stages
         known = {name: value for name, value in defaults.items() if value is not MISSING}
-        complete[stage] = known | config[stage]
+        complete[stage] = known | complete[stage]
     return complete
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from epic_retrieval.errors import InputError
 from epic_retrieval.method import Method
 from epic_retrieval.prompt import Template, get_template
+from epic_training.objective import Objective
 from epic_training.step import StepConfig
 
 Regime = Literal["epic", "text", "plain"]
@@ -58,7 +59,7 @@ class Demonstrations(_Settings):
 
 
 class Loss(_Settings):
-    """InfoNCE and what may join it; see `StepConfig`."""
+    """InfoNCE and what may join it; see `Objective` and, for `plain_weight`, `StepConfig`."""
 
     temperature: Positive = 0.05
     plain_weight: NotNegative = 0.0
@@ -163,16 +164,18 @@ class TrainConfig(_Settings):
             prompts=shown.prompts,
             groups=shown.groups,
             max_demonstrations=shown.most,
-            temperature=loss.temperature,
             plain_weight=loss.plain_weight,
             detach_demonstrations=shown.detach,
             text_share=shown.text_share,
             demonstration_tokens=shown.tokens,
             rows_at_once=self.memory.rows_at_once,
             gradient_cache=self.memory.gradient_cache,
-            distillation_weight=loss.distillation_weight,
-            teacher_temperature=loss.teacher_temperature,
-            matryoshka=loss.matryoshka,
+            objective=Objective(
+                temperature=loss.temperature,
+                distillation_weight=loss.distillation_weight,
+                teacher_temperature=loss.teacher_temperature,
+                matryoshka=loss.matryoshka,
+            ),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,34 +1,36 @@
 """The README.md of an exported checkpoint: what it is, how to load it, how it was trained.
 
-Everything comes in as data: the `training` entry of `epic_config.json`, and, where the checkpoint's
-folder has them,
+Everything comes in as data: the `training` entry of `epic_config.json` with the mix file that it
+names, if that is still there, and, where the checkpoint's folder has them,
 
-- `run.json`: any JSON object about the run (commit, command, hardware, seconds); `license` and
-  `base_model` stand in the head of the card, too;
-- `scores.json` (or `development.json`): `{set: score}`, `{set: {metric: score}}` or a list of
-  objects, one a row.
+- `run.json`: any JSON object about the run; `license` and `base_model` stand in the head of the
+  card, too;
+- `scores.json` (or `development.json`): `{"mean": {...}, "datasets": [{...}]}` as training writes
+  it, a list of objects, `{set: {metric: score}}` or `{set: score}`.
 
-Knows nothing of weights.
+Absolute paths lose their folders: they are nobody's business. Knows nothing of weights.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from epic_retrieval.checkpoint_config import EpicConfig
+from epic_retrieval.checkpoint_config import CONFIG_NAME, EpicConfig
 from epic_retrieval.checkpoint_foreign import read_json
 from epic_retrieval.errors import InputError
 from epic_retrieval.storage import write_atomically
 from epic_retrieval.tasks import Task
+from epic_retrieval.tasks.files import read_document
+from epic_training.export_markdown import as_table, as_yaml, cell, without_folders
 
 RUN_NAME = "run.json"
 SCORES_NAMES = ("scores.json", "development.json")
 _LICENCE = re.compile(r"^license:\s*(\S.*?)\s*$", re.MULTILINE)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_BASE_KEYS = ("base_model", "base")
 _DATA_KEYS = ("datasets", "data")
+_UNKNOWN = "Nothing is recorded."
 
 
 def write_card(
@@ -55,18 +57,15 @@ def write_card(
         InputError: `run.json` or the scores are not as described.
         CheckpointError: they are not JSON.
     """
-    run = _run(source)
+    run = _read_run(source)
     base = _base(source, run, config)
     stated = licence or run.get("license") or _licence_of(source)
-    training = dict(config.training)
-    data = next((training.pop(key) for key in _DATA_KEYS if training.get(key)), None)
-    data = data or next((run[key] for key in _DATA_KEYS if run.get(key)), None)
     parts = [
         _head(stated, base, sentence_transformers=query_task is not None),
         f"# {name}\n\n{_introduction(config, query_task)}",
         f"## Use\n\n{_use(name, config, query_task)}",
-        f"## Training\n\n{_training(base, run, training)}",
-        f"## Data\n\n{_data(data)}",
+        f"## Training\n\n{_training(base, run, config.training)}",
+        f"## Data\n\n{_data(config.training, run)}",
         f"## Scores\n\n{_scores(source)}",
         f"## Licence\n\n{_licence_line(stated, base)}",
     ]
@@ -76,7 +75,7 @@ def write_card(
             write_atomically(folder / file, (source / file).read_bytes())
 
 
-def _run(source: Path) -> dict[str, Any]:
+def _read_run(source: Path) -> dict[str, Any]:
     run = read_json(source / RUN_NAME)
     if not isinstance(run, dict):
         raise InputError(f"{source / RUN_NAME} is a {type(run).__name__}; expected a JSON object")
@@ -85,16 +84,14 @@ def _run(source: Path) -> dict[str, Any]:
 
 def _base(source: Path, run: Mapping[str, Any], config: EpicConfig) -> str | None:
     """The base model's hub id or, where it is a folder, its last name: the path stays private."""
-    named = run.get("base_model") or config.training.get("base_model") or config.base_model
-    if not named:
-        # A merged checkpoint no longer names it in its own configuration.
-        named = read_json(source / "epic_config.json").get("base_model") or read_json(
-            source / "adapter_config.json"
-        ).get("base_model_name_or_path")
-    if not named:
-        return None
-    text = str(named)
-    return text if _HUB_ID.fullmatch(text) and not Path(text).exists() else Path(text).name
+    # A merged checkpoint names its base no longer; the folder that it came from does.
+    adapter = read_json(source / "adapter_config.json").get("base_model_name_or_path")
+    before = read_json(source / CONFIG_NAME).get("base_model")
+    named = [found[key] for found in (run, config.training) for key in _BASE_KEYS if key in found]
+    text = next((str(one) for one in (*named, config.base_model, before, adapter) if one), None)
+    if text is None or (_HUB_ID.fullmatch(text) and not Path(text).exists()):
+        return text
+    return "epic-mini" if text == "bundled" else Path(text).name
 
 
 def _licence_of(source: Path) -> str | None:
@@ -119,7 +116,7 @@ def _head(licence: str | None, base: str | None, *, sentence_transformers: bool)
     if sentence_transformers:
         entries["library_name"] = "sentence-transformers"
         entries["tags"].append("sentence-transformers")
-    return f"---\n{_yaml(entries)}---"
+    return f"---\n{as_yaml(entries)}---"
 
 
 def _introduction(config: EpicConfig, query_task: Task | None) -> str:
@@ -164,44 +161,64 @@ scores = model.similarity(queries, passages)"""
 
 
 def _training(base: str | None, run: Mapping[str, Any], training: Mapping[str, Any]) -> str:
-    shown = {key: value for key, value in run.items() if key not in ("license", *_DATA_KEYS)}
+    left_out = {"license", *_BASE_KEYS, *_DATA_KEYS}
     lines = [f"- base model: {base}"] if base else []
-    lines += [f"- {key}: {_cell(value)}" for key, value in shown.items() if key != "base_model"]
-    if training:
-        lines += ["", "The configuration:", "", f"```yaml\n{_yaml(training)}```"]
-    return "\n".join(lines).strip() or "Nothing is recorded."
+    lines += [
+        f"- {key}: {cell(value)}"
+        for key, value in run.items()
+        if key not in left_out and value is not None
+    ]
+    # A path to data says nothing elsewhere, and what it led to has a section of its own.
+    settings = {key: value for key, value in training.items() if key not in {"mix", *_DATA_KEYS}}
+    if settings:
+        lines += ["", "The configuration:", "", f"```yaml\n{as_yaml(without_folders(settings))}```"]
+    return "\n".join(lines).strip() or _UNKNOWN
 
 
-def _data(data: object) -> str:
+def _data(training: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     """Names of data sets, or a table of their settings."""
+    found = [known[key] for known in (training, run) for key in _DATA_KEYS if key in known]
+    data = next((one for one in (*found, _mixed(training)) if isinstance(one, dict | list)), None)
     if not data:
-        return "Nothing is recorded."
-    if isinstance(data, Mapping):
-        if not all(isinstance(settings, Mapping) for settings in data.values()):
-            return f"```yaml\n{_yaml(data)}```"
-        return _table([{"data set": name, **settings} for name, settings in data.items()])
-    if isinstance(data, Sequence) and not isinstance(data, str):
-        if all(isinstance(row, Mapping) for row in data):
-            return _table(data)
-        return "\n".join(f"- {_cell(row)}" for row in data)
-    return str(data)
+        return _UNKNOWN
+    data = without_folders(data)
+    if isinstance(data, dict):
+        rows = [
+            {"data set": name, **(settings if isinstance(settings, dict) else {"": settings})}
+            for name, settings in data.items()
+        ]
+        return as_table([{key: row[key] for key in row if key != "path"} for row in rows])
+    if all(isinstance(row, dict) for row in data):
+        return as_table(data)
+    return "\n".join(f"- {cell(row)}" for row in data)
+
+
+def _mixed(training: Mapping[str, Any]) -> object:
+    """The `datasets` of the mix file that a run was trained on, if that still lies there."""
+    path = Path(str(training.get("mix") or ""))
+    document = read_document(path) if path.is_file() else None
+    return document.get("datasets") if isinstance(document, dict) else None
 
 
 def _scores(source: Path) -> str:
     path = next((source / one for one in SCORES_NAMES if (source / one).is_file()), None)
     if path is None:
         return "None are recorded."
-    scores = read_json(path)
-    if isinstance(scores, dict):
+    scores: Any = read_json(path)
+    if isinstance(scores, dict) and isinstance(scores.get("datasets"), list):
+        mean = scores.get("mean")
+        scores = scores["datasets"] + ([{"name": "mean", **mean}] if mean else [])
+    elif isinstance(scores, dict):
         scores = [
-            {"set": name, **(value if isinstance(value, dict) else {"score": value})}
+            {"name": name, **(value if isinstance(value, dict) else {"score": value})}
             for name, value in scores.items()
         ]
-    if not isinstance(scores, list) or not all(isinstance(row, dict) for row in scores):
+    if not isinstance(scores, Sequence) or not all(isinstance(row, dict) for row in scores):
         raise InputError(
-            f"{path}: expected {{set: score}}, {{set: {{metric: score}}}} or a list of objects"
+            f"{path}: expected what epic train writes, a list of objects,"
+            " {set: {metric: score}} or {set: score}"
         )
-    return _table(scores) if scores else "None are recorded."
+    return as_table(scores) if scores else "None are recorded."
 
 
 def _licence_line(licence: str | None, base: str | None) -> str:
@@ -209,34 +226,3 @@ def _licence_line(licence: str | None, base: str | None) -> str:
     if licence:
         return f"{licence}.{bound}"
     return f"Not stated: ask whoever gave you this model before you use or share it.{bound}"
-
-
-def _table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Markdown; a column for each key of any row."""
-    known = list(rows)
-    columns = list(dict.fromkeys(key for row in known for key in row))
-    lines = ["| " + " | ".join(_cell(column) for column in columns) + " |"]
-    lines.append("|---" * len(columns) + "|")
-    lines += [
-        "| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in known
-    ]
-    return "\n".join(lines)
-
-
-def _cell(value: object) -> str:
-    """One line that does not break a table."""
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, Mapping):
-        text = ", ".join(f"{key} {_cell(item)}" for key, item in value.items())
-    elif isinstance(value, list | tuple):
-        text = ", ".join(_cell(item) for item in value)
-    else:
-        text = str(value)
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-def _yaml(value: object) -> str:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)

@@ -161,9 +161,6 @@ def save_tokenizer(checkpoint: Checkpoint, folder: Path, length: int, *, split: 
         length: most tokens of a string.
         split: special tokens inside a string are text.
     """
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
     ours = checkpoint.tokenizer
     backend = ours.hf.backend_tokenizer
     state: dict[str, Any] = json.loads(backend.to_str())
@@ -172,28 +169,26 @@ def save_tokenizer(checkpoint: Checkpoint, folder: Path, length: int, *, split: 
     state.update(truncation=None, padding=None)
     for token in state["added_tokens"]:
         token["special"] = True  # what is split is decided for all of them together
-    ends = {"bos": ours.bos_id, "eos": ours.eos_id}
-    names = {name: backend.id_to_token(i) for name, i in ends.items() if i is not None}
-    state["post_processor"] = _ends_processor(
-        {name: (int(i), names[name]) for name, i in ends.items() if i is not None}
+    ids = {"bos": ours.bos_id, "eos": ours.eos_id}
+    ends = {name: (i, backend.id_to_token(i)) for name, i in ids.items() if i is not None}
+    state["post_processor"] = _ends_processor(ends)
+    write_atomically(folder / "tokenizer.json", json.dumps(state, ensure_ascii=False).encode())
+    _write(
+        folder / "tokenizer_config.json",
+        {
+            # Reads tokenizer.json as it is, in every release of transformers.
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **{f"{name}_token": content for name, (_, content) in ends.items()},
+            # Padding is masked, whatever token stands there.
+            "pad_token": ours.hf.pad_token or ends["eos"][1],
+            # On the left, positions and sliding windows would count the padding.
+            "padding_side": "right",
+            "truncation_side": "right",
+            "model_max_length": length,
+            "split_special_tokens": split,
+            "clean_up_tokenization_spaces": False,
+        },
     )
-    hf = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
-        eos_token=names["eos"],
-        **({"bos_token": names["bos"]} if "bos" in names else {}),
-        # Padding is masked; whatever token stands there.
-        pad_token=ours.hf.pad_token or names["eos"],
-        # On the left, positions and sliding windows would count the padding.
-        padding_side="right",
-        truncation_side="right",
-        model_max_length=length,
-        split_special_tokens=split,
-    )
-    hf.save_pretrained(folder)
-    path = folder / "tokenizer_config.json"
-    # The name that releases before transformers 5 know as well.
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    _write(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _ends_processor(ends: dict[str, tuple[int, str]]) -> dict[str, Any]:

@@ -31,17 +31,19 @@ def false_negatives(
             `query_keys` by default, which is right only where all queries are here.
 
     Returns:
-        (n, m) bool: true where passage j is the positive's text, or the positive of an equal query,
-        and j is not the query's own positive itself.
+        (n, m) bool: true where passage j is the text of some positive of an equal query (its own
+        included) and not the query's own positive itself.
     """
     if positive_query_keys is None:
         if positions is not None:
             raise ValueError("positions without positive_query_keys: whose positives are 0..N-1?")
         positive_query_keys = query_keys
     own = _own_positives(query_keys, positions)
-    same = passage_keys[None, :] == passage_keys[own][:, None]
-    same[:, : len(positive_query_keys)] |= query_keys[:, None] == positive_query_keys[None, :]
-    return same.scatter(1, own[:, None], value=False)
+    positives = passage_keys[: len(positive_query_keys)]
+    equal_queries = query_keys[:, None] == positive_query_keys[None, :]  # (n, N)
+    equal_texts = positives[:, None] == passage_keys[None, :]  # (N, m)
+    masked = (equal_queries.float() @ equal_texts.float()) > 0
+    return masked.scatter(1, own[:, None], value=False)
 
 
 def only_own(owners: Tensor, n: int, positions: Tensor | None = None) -> Tensor:

@@ -6,10 +6,8 @@ needs anyway or which are encoded once, and the queries of a group share one pro
 included. Several processes share the work of one batch. Knows nothing of files and optimizers.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import accumulate
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +19,6 @@ from epic_retrieval.backbone import sampled_counts
 from epic_retrieval.checkpoint import Checkpoint
 from epic_retrieval.errors import InputError
 from epic_retrieval.pooling import LatentPooling
-from epic_retrieval.prefix import Prefix
 from epic_retrieval.prompt import (
     Mode,
     Piece,
@@ -34,12 +31,10 @@ from epic_retrieval.prompt import (
 )
 from epic_training.batch import Batch, Row
 from epic_training.draw import Draw, Indices, draw_demonstrations
+from epic_training.encoding import RowEncoder, Runner, States
 from epic_training.gather import counts, gather_rows, mean_weight, share
-from epic_training.gradient_cache import in_chunks, rerun_in_backward
-from epic_training.loss import distillation, false_negatives, info_nce, matryoshka, only_own
-from epic_training.memory import whole_layers
+from epic_training.objective import Objective
 
-Runner = Callable[..., Tensor]  # rows, and `every`, to states
 Parts = dict[str, Tensor]  # scalars to log, without gradients
 
 
@@ -54,7 +49,6 @@ class StepConfig:
             the query as in the paper.
         groups: how many.
         max_demonstrations: K; the number shown is uniform on 0..K.
-        temperature: tau.
         plain_weight: weight of the loss of the queries behind their instruction alone.
         detach_demonstrations: stop gradients at the states that demonstration vectors are made of.
         text_share: probability that a prompt shows its demonstrations as text in mode "epic".
@@ -62,47 +56,20 @@ class StepConfig:
         rows_at_once: rows per forward pass, sorted by length; less padding, less memory.
         gradient_cache: keep one forward pass's activations at a time and compute them again in the
             backward pass: the memory of `rows_at_once` rows whatever the batch, a third more time.
-        distillation_weight: of the divergence from a teacher's scores, where a batch has them.
-        teacher_temperature: in the unit of those scores.
-        matryoshka: lengths at which shortened vectors are trained too; the whole length is implied.
+        objective: the loss.
     """
 
     mode: Mode = "epic"
     prompts: Literal["group", "sample"] = "group"
     groups: int = 4
     max_demonstrations: int = 5
-    temperature: float = 0.05
     plain_weight: float = 0.0
     detach_demonstrations: bool = False
     text_share: float = 0.0
     demonstration_tokens: int = 128
     rows_at_once: int = 64
     gradient_cache: bool = False
-    distillation_weight: float = 0.0
-    teacher_temperature: float = 1.0
-    matryoshka: tuple[int, ...] = ()
-
-
-class States:
-    """Raw states of n rows, in order: one each, or several, of which the last is the embedding's.
-
-    Args:
-        flat: (sum of counts, d).
-        counts: states per row.
-    """
-
-    def __init__(self, flat: Tensor, counts: Sequence[int]) -> None:
-        self.flat, self.counts = flat, list(counts)
-        self._ends = list(accumulate(counts))
-
-    @property
-    def pooled(self) -> Tensor:
-        """(n, d)."""
-        return self.flat[torch.tensor(self._ends, dtype=torch.long, device=self.flat.device) - 1]
-
-    def __getitem__(self, index: int) -> Tensor:
-        """(v, d) of row `index`."""
-        return self.flat[self._ends[index] - self.counts[index] : self._ends[index]]
+    objective: Objective = field(default_factory=Objective)
 
 
 @dataclass(frozen=True)
@@ -152,8 +119,7 @@ class ContrastiveStep(nn.Module):
         self.learned = checkpoint.learned
         pooling = checkpoint.backbone.pooling
         self.pooling = pooling if isinstance(pooling, LatentPooling) else None
-        tokenizer, template = checkpoint.tokenizer, checkpoint.config.template
-        self._start = tokenizer.start_ids(passage_prompt(template))
+        self.rows = RowEncoder(checkpoint, config.rows_at_once, cached=config.gradient_cache)
         encoded = checkpoint.config.method.source == "encoded"
         if config.mode == "epic" and encoded and self.projector is None:
             raise InputError('mode "epic" needs a projector; the checkpoint has none')
@@ -180,12 +146,12 @@ class ContrastiveStep(nn.Module):
         queries = self._queries(batch, draws, mine, alone)
         # 4. Contrast.
         passages = alone.passages.pooled
-        loss, negatives = self._loss(batch, mine, queries, passages)
+        loss, negatives = self.config.objective(batch, mine, queries, passages)
         weight = mean_weight(counts(len(batch), self.world), self.rank)
         parts = {"loss": loss.detach() * weight, "negatives": negatives * weight}
         if self.config.plain_weight:
             plain = alone.queries.pooled[torch.tensor([alone.place[int(i)] for i in mine])]
-            plain_loss, _ = self._loss(batch, mine, plain, passages)
+            plain_loss, _ = self.config.objective(batch, mine, plain, passages)
             parts["plain_loss"] = plain_loss.detach() * weight
             loss = (loss + self.config.plain_weight * plain_loss) / (1 + self.config.plain_weight)
         shown = sum(len(draw.shown) * len(draw.members) for draw in draws) / len(batch)
@@ -221,11 +187,10 @@ class ContrastiveStep(nn.Module):
         needed = sorted({*plain, *(encoded if "query" in own.method.vectors else [])})
         instructed = own.instruct_demonstration_passages and not batch.task.symmetric
         again = sorted(set(encoded)) if instructed and "passage" in own.method.vectors else []
-        bare: Runner = partial(self.checkpoint.backbone.encode_behind, self._start)
-        behind = bare
+        bare = behind = self.rows.bare
         if needed or again or batch.task.symmetric:
             prompt = build_prompt(own.template, batch.task.instruction)
-            behind = self._runner(self._embed(prompt))
+            behind = self.rows.behind(self.rows.embed(prompt))
         queries, passages, shown = self._shared_out(
             [
                 ([batch.queries[i] for i in needed], behind),
@@ -262,7 +227,7 @@ class ContrastiveStep(nn.Module):
                 pieces[-1].append(sum(sampled_counts(part, every)))
                 sizes[rank] += pieces[-1][-1]
                 if rank == self.rank and part:
-                    local.append(self._encode(part, run, every))
+                    local.append(self.rows.encode(part, run, every))
         width = self.checkpoint.backbone.dimension
         empty = torch.empty(0, width, device=self.checkpoint.backbone.device)
         gathered = gather_rows(torch.cat([empty, *local]), sizes, self.group)
@@ -288,15 +253,15 @@ class ContrastiveStep(nn.Module):
                 found.append(alone.queries.pooled[[alone.place[i] for i in members]])
                 position += members
             elif self.config.prompts == "sample":
-                prompt = self._embed(self._prompt(batch, draw, alone))
+                prompt = self.rows.embed(self._prompt(batch, draw, alone))
                 waiting += [(row, prompt) for row in rows]
                 late += members
             else:
-                run = self._runner(self._embed(self._prompt(batch, draw, alone)))
-                found.append(self._encode(rows, run))
+                run = self.rows.behind(self.rows.embed(self._prompt(batch, draw, alone)))
+                found.append(self.rows.encode(rows, run))
                 position += members
         if waiting:
-            found.append(self._encode_each(waiting))
+            found.append(self.rows.encode_each(*zip(*waiting, strict=True)))
             position += late
         if not found:
             return alone.passages.pooled[:0]
@@ -333,8 +298,7 @@ class ContrastiveStep(nn.Module):
                 bare = passage_prompt(self.checkpoint.config.template)
                 limit = self.checkpoint.config.max_length
                 rows = self.checkpoint.tokenizer.text_ids([instruction], bare, limit)
-                backbone = self.checkpoint.backbone
-                states[part] = backbone.encode_behind(self._start, rows, method.every)
+                states[part] = self.rows.bare(rows, every=method.every)
         if self.projector is None:
             raise InputError("demonstrations cannot become vectors without a projector")
         detach = self.config.detach_demonstrations
@@ -352,103 +316,3 @@ class ContrastiveStep(nn.Module):
 
     def _cut(self, text: str) -> str:
         return self.checkpoint.tokenizer.cut(text, self.config.demonstration_tokens)
-
-    def _embed(self, prompt: Prompt) -> Tensor:
-        """(P, d) of a prompt."""
-        embeddings = self.checkpoint.embed_prompt(prompt)
-        taken, text = len(embeddings), self.checkpoint.config.max_length
-        if taken + text > self.checkpoint.backbone.max_positions:
-            raise InputError(
-                f"a prompt takes {taken} tokens and texts up to {text}, but the model has"
-                f" {self.checkpoint.backbone.max_positions} positions; lower max_demonstrations,"
-                " demonstration_tokens or max_length"
-            )
-        return embeddings
-
-    def _runner(self, embeddings: Tensor) -> Runner:
-        """Encodes rows behind one prompt that they share."""
-        backbone = self.checkpoint.backbone
-        if not backbone.causal:
-            return partial(backbone.encode_unshared, prompts=embeddings)
-        if self.config.gradient_cache:
-            return partial(backbone.encode, prefix=rerun_in_backward(self._prefix, embeddings))
-        return partial(backbone.encode, prefix=self._prefix(embeddings))
-
-    def _prefix(self, embeddings: Tensor) -> Prefix:
-        # Keys and values are written here, which checkpointed layers would do twice.
-        with whole_layers(self.checkpoint.backbone.model):
-            return self.checkpoint.backbone.prefix(embeddings)
-
-    def _encode(self, rows: Sequence[Row], run: Runner, every: int = 0) -> Tensor:
-        """`run` on slices of rows of like length; states in the order of `rows`."""
-        return self._in_order(rows, rows, lambda part: run(part, every=every), every)
-
-    def _encode_each(self, items: Sequence[tuple[Row, Tensor]]) -> Tensor:
-        """The same for rows with a prompt of their own each."""
-
-        def run(part: Sequence[tuple[Row, Tensor]]) -> Tensor:
-            rows, prompts = zip(*part, strict=True)
-            return self.checkpoint.backbone.encode_unshared(rows, prompts)
-
-        lengths = [range(len(row) + len(prompt)) for row, prompt in items]
-        return self._in_order(items, lengths, run, 0)
-
-    def _in_order(
-        self,
-        items: Sequence[Any],
-        sized: Sequence[Sequence[Any]],
-        run: Callable[[Sequence[Any]], Tensor],
-        every: int,
-    ) -> Tensor:
-        order = sorted(range(len(items)), key=lambda i: len(sized[i]))
-        size = self.config.rows_at_once
-        slices = [[items[i] for i in order[s : s + size]] for s in range(0, len(order), size)]
-        states = in_chunks(run, slices, cached=self.config.gradient_cache)
-        split = states.split(sampled_counts([sized[i] for i in order], every))
-        back = np.argsort(order)
-        return torch.cat([split[i] for i in back])
-
-    def _loss(
-        self, batch: Batch, mine: Indices, queries: Tensor, passages: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The mean loss of the queries `mine`, and how many negatives each has on average."""
-        config, device = self.config, passages.device
-        query_keys, passage_keys = (keys.to(device) for keys in batch.row_keys())
-        positions = torch.tensor(mine, device=device)
-        masked = false_negatives(query_keys[positions], passage_keys, positions, query_keys)
-        if not batch.in_batch_negatives:
-            owners = torch.tensor(list(batch.owners), dtype=torch.long, device=device)
-            masked |= only_own(owners, len(batch), positions)
-        teacher = self._teacher(batch, mine, device)
-
-        def loss(q: Tensor, p: Tensor) -> Tensor:
-            found = info_nce(q, p, masked, config.temperature, positions)
-            if teacher is None:
-                return found
-            divergence = distillation(
-                q, p, *teacher, config.temperature, config.teacher_temperature
-            )
-            return found + config.distillation_weight * divergence
-
-        negatives = (~masked).sum() / max(1, len(mine)) - 1
-        if not config.matryoshka:
-            return loss(queries, passages), negatives
-        lengths = [*config.matryoshka, passages.shape[1]]
-        return matryoshka(loss, queries, passages, lengths), negatives
-
-    def _teacher(
-        self, batch: Batch, mine: Indices, device: torch.device
-    ) -> tuple[Tensor, Tensor] | None:
-        """A teacher's scores (n, c) and the passages (n, c) that they are of; -1 is none."""
-        if batch.scores is None or not self.config.distillation_weight:
-            return None
-        candidates: list[list[int]] = [[i] for i in range(len(batch))]
-        for number, owner in enumerate(batch.owners):
-            candidates[owner].append(len(batch) + number)
-        width = max(map(len, candidates))
-        scores = torch.zeros(len(mine), width)
-        places = torch.full((len(mine), width), -1)
-        for row, i in enumerate(map(int, mine)):
-            places[row, : len(candidates[i])] = torch.tensor(candidates[i])
-            scores[row, : len(candidates[i])] = torch.tensor(batch.scores[i])
-        return scores.to(device), places.to(device)
