@@ -64,7 +64,7 @@ CONDITIONS: dict[str, dict[str, Any]] = {
 class Always(np.random.Generator):
     """Draws the largest whole number: every prompt shows as many demonstrations as it may."""
 
-    def integers(self, _low: Any, high: Any = None, *_args: Any, **_kwargs: Any) -> Any:  # noqa: ANN401, D102
+    def integers(self, low: Any, high: Any = None, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401, ARG002, D102
         return high - 1
 
 
@@ -181,11 +181,11 @@ def measure(
                 memory[name] = torch.cuda.max_memory_allocated() / 2**30
     plain = np.array(seconds["plain"])
     records = []
-    for name, spent in seconds.items():
-        median, low, high = interval(np.array(spent) / plain)
+    for name, taken in seconds.items():
+        median, low, high = interval(np.array(taken) / plain)
         record: dict[str, Any] = {
             "condition": name,
-            "seconds": float(np.median(spent)),
+            "seconds": float(np.median(taken)),
             "over_plain": median,
             "interval": [low, high],
             "demonstrations_per_query": float(np.mean(shown[name])),

@@ -71,6 +71,14 @@ def export(  # noqa: PLR0913 (options of a command)
 
     if out is None and push is None:
         raise InputError("nothing to do: give --out FOLDER, --push owner/name, or both")
+    shaping = (layout != "epic", not merge, dtype, task, instruction, symmetric, licence)
+    if out is None and any(shaping):
+        raise InputError(
+            "without --out, a folder is uploaded as it is, so the options of an export have no"
+            " effect; add --out, or leave them out"
+        )
+    if push is None and (revision is not None or not private):
+        raise InputError("--revision and --public go with --push; leave them out, or add it")
     if push is not None:
         # Before anything is written.
         check_repository(push) if out is not None else check_push(Path(model), push)

@@ -15,7 +15,7 @@ from epic_retrieval.cli.models import (
     ModelOption,
     load_encoder,
 )
-from epic_retrieval.errors import InputError
+from epic_retrieval.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from epic_retrieval.tasks import Task
@@ -94,10 +94,18 @@ def mine(  # noqa: PLR0913 (options of a command)
     batch_size: BatchSizeOption = 32,
 ) -> None:
     """Find hard negatives; run again after an interruption to go on."""
+    try:
+        from epic_training.mining import MiningSettings, mine_negatives
+        from epic_training.mining_blocks import check_output
+        from epic_training.mining_bm25 import Bm25Source
+        from epic_training.mining_encoder import EncoderSource
+        from epic_training.mining_sources import NegativeSource
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"mining needs the extra `train` ({error}); install it with"
+            ' pip install "epic-retrieval[train]"'
+        ) from error
     from epic_retrieval.prompt import check_mode
-    from epic_training.mining import MiningSettings, mine_negatives
-    from epic_training.mining_blocks import check_output
-    from epic_training.mining_sources import Bm25Source, EncoderSource, NegativeSource
 
     if source not in _SOURCES:
         raise InputError(f"source is {source!r}; expected {' or '.join(_SOURCES)}")

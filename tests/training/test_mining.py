@@ -20,12 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epic_retrieval import EpicEncoder, InputError, PassageIndexError, Task
-from epic_training import mining, mining_sources
+from epic_training import mining, mining_encoder
 from epic_training.data.formats import guess_format, read_rows
 from epic_training.data.rows import TrainingRow
 from epic_training.mining import MiningSettings, mine_negatives
 from epic_training.mining_blocks import Workspace
-from epic_training.mining_sources import Bm25Source, EncoderSource, NegativeSource
+from epic_training.mining_bm25 import Bm25Source
+from epic_training.mining_encoder import EncoderSource
+from epic_training.mining_sources import NegativeSource
 from tests.conftest import ROOT
 from tests.models import tiny_encoder
 from tests.training.samples import ANIMALS, PLACES, VERBS
@@ -250,7 +252,7 @@ def test_random_picks_depend_on_seed_and_row_only(
     settings = replace(OPEN, pick="random", rank_max=20)
     mine_negatives(pairs, tmp_path / "a.jsonl", source, settings)
     monkeypatch.setattr(mining, "_ROWS_AT_ONCE", 7)
-    monkeypatch.setattr(mining_sources, "_TEXTS_AT_ONCE", 10)
+    monkeypatch.setattr(mining_encoder, "_TEXTS_AT_ONCE", 10)
     mine_negatives(pairs, tmp_path / "b.jsonl", source, settings)
     mine_negatives(pairs, tmp_path / "c.jsonl", source, replace(settings, seed=1))
     mine_negatives(pairs, tmp_path / "top.jsonl", source, replace(settings, negatives=20))
@@ -350,7 +352,7 @@ def test_finished_work_is_not_done_again(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: str, blocks: int
 ) -> None:
     monkeypatch.setattr(mining, "_ROWS_AT_ONCE", 10)
-    monkeypatch.setattr(mining_sources, "_TEXTS_AT_ONCE", 20)
+    monkeypatch.setattr(mining_encoder, "_TEXTS_AT_ONCE", 20)
     encoder = tiny_encoder("qwen3")
     source, out = EncoderSource(encoder, TASK, "none"), tmp_path / "out.jsonl"
     mine_negatives(pairs, tmp_path / "whole.jsonl", source, OPEN)
@@ -380,7 +382,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from epic_training import mining, mining_blocks
-from epic_training.mining_sources import Bm25Source
+from epic_training.mining_bm25 import Bm25Source
 
 write = mining_blocks.Workspace.write
 mining._ROWS_AT_ONCE = 10

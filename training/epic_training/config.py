@@ -152,6 +152,8 @@ class TrainConfig(_Settings):
             raise ValueError(f'method.source "{self.method.source}" needs regime "epic"')
         if self.regime != "epic" and (self.method.every or self.demonstrations.text_share):
             raise ValueError('method.every and demonstrations.text_share need regime "epic"')
+        if self.method.source == "learned" and not self.demonstrations.most:
+            raise ValueError('method.source "learned" needs demonstrations.most of at least 1')
         if isinstance(self.template, str):
             get_template(self.template)
         return self

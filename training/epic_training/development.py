@@ -36,7 +36,7 @@ class DevelopmentScore:
         name: of the data set.
         pairs: how many queries, and passages to choose from.
         none: with the instruction alone.
-        shown: with five demonstrations, one score per draw; empty where the mode shows none.
+        shown: with demonstrations, one score per draw; empty where the mode shows none.
     """
 
     name: str
@@ -77,6 +77,8 @@ def score_sets(
     mode: Mode,
     most: int = MOST_PAIRS,
     draws: int = DRAWS,
+    shown: int = SHOWN,
+    tokens: int = 128,
 ) -> list[DevelopmentScore]:
     """Score every data set of a mix that holds rows out.
 
@@ -86,16 +88,33 @@ def score_sets(
         mode: what becomes of demonstrations; "none" scores without them only.
         most: pairs per data set.
         draws: sets of demonstrations, each scored.
+        shown: demonstrations, fewer where a data set has fewer; 0 scores without them only.
+        tokens: where a demonstration's query, and its passage, is cut.
     """
     scores = []
     for one in sets:
         held_out = _pairs(one, one.development)
         chosen = list(islice(_distinct(held_out), most))
         if chosen:
-            rng = np.random.default_rng(len(one.train))
-            known = list(_pairs(one, rng.choice(one.train, size=_CANDIDATES)))
-            scores.append(_score(encoder, one.tasks[0], chosen, known, mode, draws))
+            known = _to_show(encoder, one, tokens) if shown else []
+            kind = mode if shown else "none"
+            scores.append(
+                _score(encoder, one.tasks[0], chosen, known, kind, draws, shown, longest=None)
+            )
     return scores
+
+
+def _to_show(encoder: EpicEncoder, one: TrainingSet, tokens: int) -> list[Pair]:
+    """Training pairs for demonstrations: short ones, or what there is, cut."""
+    rng = np.random.default_rng(len(one.train))
+    drawn = list(_pairs(one, rng.choice(one.train, size=_CANDIDATES)))
+    short = [pair for pair in drawn if len(pair.query + pair.positive) < _LONGEST_DEMONSTRATION]
+    enough = len(list(islice(_distinct(short), SHOWN))) == SHOWN
+    cut = encoder.checkpoint.tokenizer.cut
+    return [
+        Pair(cut(pair.query, tokens), cut(pair.positive, tokens))
+        for pair in (short if enough else drawn)
+    ]
 
 
 def _pairs(one: TrainingSet, numbers: NDArray[np.int64]) -> Iterable[Pair]:
@@ -127,7 +146,10 @@ def _score(
     known: Sequence[Pair],
     mode: Mode,
     draws: int,
+    count: int = SHOWN,
+    longest: int | None = _LONGEST_DEMONSTRATION,
 ) -> DevelopmentScore:
+    """Score held-out pairs of one task; with `longest` characters given, `count` must be found."""
     plain = _ndcg(encoder, task, held_out, "none")
     if mode == "none":
         return DevelopmentScore(task.name, len(held_out), plain)
@@ -135,10 +157,10 @@ def _score(
     for draw in range(draws):
         rng = np.random.default_rng([draw, len(known)])
         order = (known[int(i)] for i in rng.integers(0, len(known), size=_CANDIDATES))
-        short = (p for p in order if len(p.query + p.positive) < _LONGEST_DEMONSTRATION)
-        chosen = [Demonstration(p.query, p.positive) for p in islice(_distinct(short), SHOWN)]
-        if len(chosen) < SHOWN:
-            raise InputError(f"{task.name} has fewer than {SHOWN} short training pairs to show")
+        short = (p for p in order if longest is None or len(p.query + p.positive) < longest)
+        chosen = [Demonstration(p.query, p.positive) for p in islice(_distinct(short), count)]
+        if longest is not None and len(chosen) < count:
+            raise InputError(f"{task.name} has fewer than {count} short training pairs to show")
         shown.append(_ndcg(encoder, task.with_demonstrations(chosen), held_out, mode))
     return DevelopmentScore(task.name, len(held_out), plain, tuple(shown))
 

@@ -23,24 +23,22 @@ Vectors may differ in three cases, and in no other that we know:
 3. A template with special tokens of its own needs them to be special, so those inside texts become
    special too.
 
-The folder is refused when the written tokenizer does not give our ids for a few plain texts.
+The folder is refused when the written tokenizer does not give our ids for some plain texts.
 Knows nothing of model cards.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from epic_retrieval.checkpoint import Checkpoint
-from epic_retrieval.errors import CheckpointError, InputError
-from epic_retrieval.prompt import Prompt, Text, build_prompt, passage_prompt
+from epic_retrieval.errors import InputError
+from epic_retrieval.prompt import Prompt, build_prompt, passage_prompt
 from epic_retrieval.storage import write_atomically
 from epic_retrieval.tasks import Task
-from epic_retrieval.tokenization import TokenIds, _without_special_tokens
+from epic_training.export_tokenizer import check_tokenizer, save_tokenizer, worded
 
 _MODULES = (("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
-_PROBES = ("hello", "Why is it so?", " two  spaces", "(a) 1.5 – née\nnew line", "漢字 🎉", "x" * 9)
 
 
 def check_exportable(checkpoint: Checkpoint, task: Task) -> None:
@@ -86,8 +84,10 @@ def save_sentence_transformers(checkpoint: Checkpoint, task: Task, folder: Path)
     prompts = _prompts(checkpoint, task)
     lengths = {what: _limit(checkpoint, prompt) for what, prompt in prompts.items()}
     checkpoint.backbone.model.save_pretrained(folder)
-    save_tokenizer(checkpoint, folder, lengths["query"], split=not _has_markup(checkpoint, task))
-    _check_tokenizer(checkpoint, task, folder)
+    save_tokenizer(
+        checkpoint.tokenizer, folder, lengths["query"], split=not _has_markup(checkpoint, prompts)
+    )
+    check_tokenizer(checkpoint.tokenizer, folder, prompts, checkpoint.config.max_length)
     _write(
         folder / "modules.json",
         [
@@ -117,7 +117,7 @@ def save_sentence_transformers(checkpoint: Checkpoint, task: Task, folder: Path)
         folder / "config_sentence_transformers.json",
         {
             "model_type": "SentenceTransformer",
-            "prompts": {what: _worded(prompt) for what, prompt in prompts.items()},
+            "prompts": {what: worded(prompt) for what, prompt in prompts.items()},
             "default_prompt_name": None,
             "similarity_fn_name": "cosine",
             "requirements": {"sentence-transformers": ">=6"},
@@ -132,113 +132,19 @@ def _prompts(checkpoint: Checkpoint, task: Task) -> dict[str, Prompt]:
     return {"query": query, "document": query if task.symmetric else passage_prompt(template)}
 
 
-def _worded(prompt: Prompt) -> str:
-    return "".join(piece.text for piece in prompt.prefix if isinstance(piece, Text))
-
-
 def _limit(checkpoint: Checkpoint, prompt: Prompt) -> int:
     """Most tokens of prompt and text together."""
     return len(checkpoint.tokenizer.start_ids(prompt)) + checkpoint.config.max_length
 
 
-def _has_markup(checkpoint: Checkpoint, task: Task) -> bool:
+def _has_markup(checkpoint: Checkpoint, prompts: Mapping[str, Prompt]) -> bool:
     """Whether a prompt holds special tokens beside the one that starts it."""
     tokenizer = checkpoint.tokenizer
     special = set(tokenizer.hf.backend_tokenizer.get_added_tokens_decoder())
     skipped = 0 if tokenizer.bos_id is None else 1
     return any(
-        special.intersection(tokenizer.start_ids(prompt)[skipped:])
-        for prompt in _prompts(checkpoint, task).values()
+        special.intersection(tokenizer.start_ids(prompt)[skipped:]) for prompt in prompts.values()
     )
-
-
-def save_tokenizer(checkpoint: Checkpoint, folder: Path, length: int, *, split: bool) -> None:
-    """Write a tokenizer that gives our ids for prompt and text as one string, ends included.
-
-    Args:
-        checkpoint: whose tokenizer it is.
-        folder: is there.
-        length: most tokens of a string.
-        split: special tokens inside a string are text.
-    """
-    ours = checkpoint.tokenizer
-    backend = ours.hf.backend_tokenizer
-    state: dict[str, Any] = json.loads(backend.to_str())
-    # Our own tokenizer drops merges that spell a special token.
-    state["model"] = json.loads(_without_special_tokens(backend).to_str())["model"]
-    state.update(truncation=None, padding=None)
-    for token in state["added_tokens"]:
-        token["special"] = True  # what is split is decided for all of them together
-    ids = {"bos": ours.bos_id, "eos": ours.eos_id}
-    ends = {name: (i, backend.id_to_token(i)) for name, i in ids.items() if i is not None}
-    state["post_processor"] = _ends_processor(ends)
-    write_atomically(folder / "tokenizer.json", json.dumps(state, ensure_ascii=False).encode())
-    _write(
-        folder / "tokenizer_config.json",
-        {
-            # Reads tokenizer.json as it is, in every release of transformers.
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            **{f"{name}_token": content for name, (_, content) in ends.items()},
-            # Padding is masked, whatever token stands there.
-            "pad_token": ours.hf.pad_token or ends["eos"][1],
-            # On the left, positions and sliding windows would count the padding.
-            "padding_side": "right",
-            "truncation_side": "right",
-            "model_max_length": length,
-            "split_special_tokens": split,
-            "clean_up_tokenization_spaces": False,
-        },
-    )
-
-
-def _ends_processor(ends: dict[str, tuple[int, str]]) -> dict[str, Any]:
-    """A post-processor that adds the ends after truncation.
-
-    transformers 5 takes no notice of `add_eos_token` in a tokenizer's settings; the end token,
-    whose state is the vector, would be missing without a word.
-    """
-
-    def special(name: str) -> list[dict[str, Any]]:
-        return [{"SpecialToken": {"id": name, "type_id": 0}}] if name in ends else []
-
-    def text(name: str) -> list[dict[str, Any]]:
-        return [{"Sequence": {"id": name, "type_id": 0}}]
-
-    single = [*special("bos"), *text("A"), *special("eos")]
-    return {
-        "type": "TemplateProcessing",
-        "single": single,
-        "pair": [*single, *text("B"), *special("eos")],
-        "special_tokens": {
-            name: {"id": name, "ids": [token], "tokens": [content]}
-            for name, (token, content) in ends.items()
-        },
-    }
-
-
-def _check_tokenizer(checkpoint: Checkpoint, task: Task, folder: Path) -> None:
-    """Read the tokenizer back as any library does, and compare ids."""
-    from transformers import AutoTokenizer
-
-    theirs = AutoTokenizer.from_pretrained(folder)
-    for what, prompt in _prompts(checkpoint, task).items():
-        limit = _limit(checkpoint, prompt)
-        for text in _probes(checkpoint):
-            [row] = checkpoint.tokenizer.text_ids([text], prompt, checkpoint.config.max_length)
-            ours: TokenIds = [*checkpoint.tokenizer.start_ids(prompt), *row]
-            found = theirs(_worded(prompt) + text, truncation=True, max_length=limit)["input_ids"]
-            if found != ours:
-                raise CheckpointError(
-                    f"the tokenizer cuts the {what} {text[:20]!r} otherwise when it stands behind"
-                    f" its prompt ({found[-8:]}, expected {ours[-8:]}), so sentence-transformers"
-                    ' would give other vectors; use layout="epic"'
-                )
-
-
-def _probes(checkpoint: Checkpoint) -> Iterator[str]:
-    yield from _PROBES
-    # Longer than any limit: cut, and the end token kept.
-    yield "word " * checkpoint.config.max_length
 
 
 def _write(path: Path, content: object) -> None:

@@ -195,24 +195,25 @@ class _Run:
 
     def mine(self, rows: Iterator[TrainingRow]) -> tuple[Counter[str], int]:
         """Write every block that is not there; counts of all, and how many blocks there are."""
-        ranker: Ranker | None = None
+        blocks = -(-self.pool.rows // _ROWS_AT_ONCE)
+        done = [self.workspace.counts(number) for number in range(blocks)]
+        # A run that was stopped at the very end needs no encoder any more.
+        ranker = self._ranker() if None in done else None
         total: Counter[str] = Counter()
-        number = 0
-        with tqdm(desc="queries", unit="row", disable=not self.show_progress) as bar:
-            while block := list(islice(rows, _ROWS_AT_ONCE)):
-                counts = self.workspace.counts(number)
-                if counts is None:
-                    # Only now: a run that was stopped at the very end needs no encoder any more.
-                    ranker = ranker or self.source.open(
-                        self.pool, self.workspace.folder, show_progress=self.show_progress
-                    )
-                    counts = Counter()
+        hidden = not self.show_progress
+        with tqdm(total=self.pool.rows, desc="queries", unit="row", disable=hidden) as bar:
+            for number, counts in enumerate(done):
+                block = list(islice(rows, _ROWS_AT_ONCE))
+                if counts is None and ranker is not None:
+                    counts = Counter()  # noqa: PLW2901 (filled while the lines are made)
                     lines = self._mined(block, number * _ROWS_AT_ONCE, ranker, counts)
                     self.workspace.write(number, lines, counts)
-                total += counts
-                number += 1
+                total += counts or Counter()
                 bar.update(len(block))
-        return total, number
+        return total, blocks
+
+    def _ranker(self) -> Ranker:
+        return self.source.open(self.pool, self.workspace.folder, show_progress=self.show_progress)
 
     def _mined(
         self, block: Sequence[TrainingRow], first: int, ranker: Ranker, counts: Counter[str]

@@ -6,7 +6,7 @@ Knows nothing of encoders, scores and files.
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from epic_retrieval.errors import InputError
 from epic_training.data.rows import TrainingRow
@@ -26,12 +26,14 @@ class Pool:
         candidates: how many of them may become negatives.
         numbers: of passages, by `text_key`.
         answers: by the `text_key` of a query, the positives of all rows with that query.
+        rows: how many rows there were.
     """
 
     texts: list[str]
     candidates: int
     numbers: dict[bytes, int]
-    answers: dict[bytes, tuple[int, ...]] = field(default_factory=dict)
+    answers: dict[bytes, tuple[int, ...]]
+    rows: int
 
     def number(self, text: str) -> int:
         """The number of a text of the training data.
@@ -87,7 +89,8 @@ def read_pool(rows: Iterable[TrainingRow], corpus: Iterable[str] | None = None) 
         add(text)
     candidates = len(texts)
     answers: dict[bytes, tuple[int, ...]] = {}
-    for row in rows:
+    count = 0
+    for count, row in enumerate(rows, start=1):  # noqa: B007 (the last one is the number of rows)
         key = text_key(row.query)
         known = answers.get(key, ())
         answers[key] = tuple(dict.fromkeys((*known, *map(add, row.positives))))
@@ -95,4 +98,4 @@ def read_pool(rows: Iterable[TrainingRow], corpus: Iterable[str] | None = None) 
             add(text)
     if not answers:
         raise InputError("the training data has no rows; give some")
-    return Pool(texts, len(texts) if corpus is None else candidates, numbers, answers)
+    return Pool(texts, len(texts) if corpus is None else candidates, numbers, answers, count)

@@ -69,11 +69,8 @@ def build_checkpoint(config: TrainConfig, device: torch.device, texts: Sequence[
         )
     model = base.backbone.model
     _check_length(config, base)
-    if config.memory.attention:
-        model.set_attn_implementation(config.memory.attention)
-    elif not config.method.causal:
-        model.set_attn_implementation("sdpa")  # takes the mask that says who sees whom
-    adapter = _with_adapters(model, config.lora) if config.lora else None
+    _set_attention(config, model)
+    adapter = _with_adapters(model, config.lora, _base_name(config.base)) if config.lora else None
     backbone = Backbone(model, pooling=_pooling(config, base), causal=config.method.causal)
     checkpoint = Checkpoint(
         name=config.base,
@@ -111,7 +108,23 @@ def _check_length(config: TrainConfig, base: Checkpoint) -> None:
         )
 
 
-def _with_adapters(model: PreTrainedModel, lora: Lora) -> Any:  # noqa: ANN401 (a PeftModel)
+def _set_attention(config: TrainConfig, model: PreTrainedModel) -> None:
+    name = config.memory.attention
+    if not config.method.causal:
+        # These take the mask that says who sees whom; others would leave it out, silently.
+        if name not in (None, "sdpa", "eager"):
+            raise InputError(
+                f"memory.attention is {name!r}; bidirectional attention needs sdpa or eager"
+            )
+        name = name or "sdpa"
+    if name is not None:
+        try:
+            model.set_attn_implementation(name)
+        except (ValueError, ImportError) as error:
+            raise InputError(f"memory.attention {name!r} cannot be had here: {error}") from error
+
+
+def _with_adapters(model: PreTrainedModel, lora: Lora, base: str) -> Any:  # noqa: ANN401 (of peft)
     from peft import LoraConfig, TaskType, get_peft_model
 
     linear = (nn.Linear, Conv1D)
@@ -128,7 +141,9 @@ def _with_adapters(model: PreTrainedModel, lora: Lora) -> Any:  # noqa: ANN401 (
         lora_dropout=lora.dropout,
         target_modules=sorted(names),
     )
-    return get_peft_model(model, settings)
+    adapter = get_peft_model(model, settings)
+    adapter.peft_config["default"].base_model_name_or_path = base
+    return adapter
 
 
 def _epic_config(config: TrainConfig, base: Checkpoint) -> EpicConfig:
@@ -163,7 +178,8 @@ def template_of(config: TrainConfig, base: EpicConfig) -> Template:
         return config.template
     if config.template is not None:
         return get_template(config.template)
-    return base.template if base.training else get_template("epic")
+    trained = bool(base.training) or "epic" in base.modes  # else it was guessed from the folder
+    return base.template if trained else get_template("epic")
 
 
 def base_path(config: TrainConfig) -> str | None:

@@ -6,6 +6,7 @@ so a run that was killed goes on as if it had not been. How a loss is made is `s
 """
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 
 from epic_retrieval.checkpoint import load_tokenizer, save_checkpoint
 from epic_retrieval.encoder import EpicEncoder
-from epic_retrieval.errors import EpicError
+from epic_retrieval.errors import EpicError, InputError
 from epic_retrieval.prompt import Mode
 from epic_retrieval.prompt_cache import PromptCache
 from epic_retrieval.storage import cache_folder
@@ -33,7 +34,7 @@ from epic_training.data import (
     open_mix,
     render,
 )
-from epic_training.development import DevelopmentScore, score_sets, summarise
+from epic_training.development import SHOWN, DevelopmentScore, score_sets, summarise
 from epic_training.memory import checkpoint_layers
 from epic_training.model import base_path, build_checkpoint, precision_of, template_of
 from epic_training.optimization import adamw, load_state, save_state, set_rate
@@ -50,9 +51,9 @@ def train(config: TrainConfig, out: str | Path) -> Path:
 
     Args:
         config: see `TrainConfig` and `load_config`.
-        out: folder for everything that is made: `checkpoint/` (the result), `best/` (the best on
-            the development splits), `scores.json`, `log.jsonl`, `curves.png`, TensorBoard's events,
-            `config.yaml`, `run.json`, `state.safetensors`.
+        out: folder for everything that is made: `checkpoint/` (the result) and `best/` (the best
+            on the development splits), each with its `scores.json`; `log.jsonl`, `curves.png`,
+            TensorBoard's events, `config.yaml`, `run.json`, `state.safetensors`.
 
     Returns:
         The result's folder: `best/` where the run was scored on the way, else `checkpoint/`.
@@ -83,17 +84,42 @@ def _data(config: TrainConfig) -> tuple[list[TrainingSet], BatchPlan]:
     return sets, BatchPlan(sets, config.batches.size, config.batches.negatives, config.run.seed)
 
 
+def _accelerator(precision: str) -> Accelerator:
+    try:
+        accelerator = Accelerator(
+            # Without a GPU accelerate takes several processes for as many that are alone.
+            cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available(),
+            mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision],
+            # Which parameters a step uses depends on its draws: without any demonstration, not g.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+    except ValueError as error:  # no GPU for float16; another precision in this process before
+        raise InputError(f"memory.precision {precision!r} cannot be had here: {error}") from error
+    _check_parallelism(accelerator.distributed_type)
+    return accelerator
+
+
+def _check_parallelism(kind: DistributedType) -> None:
+    """Refuse to spread one model over processes.
+
+    Their parts would be put together at every forward pass, by all processes at once; but how many
+    passes a process makes depends on which queries and prompts fall to it.
+    """
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise InputError(
+            f"accelerate is set to {kind.value}, which spreads a model over processes; every"
+            " process needs a whole one here. Start with torchrun, or accelerate launch"
+            " --multi_gpu; if memory is short, use lora, memory.gradient_cache with fewer"
+            " rows_at_once, and memory.checkpoint_layers"
+        )
+
+
 class _Trainer:
     """What a run holds together."""
 
     def __init__(self, config: TrainConfig, out: Path) -> None:
         self.config = config
-        precision = precision_of(config)
-        self.accelerator = Accelerator(
-            mixed_precision={"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision],
-            # Which parameters a step uses depends on its draws: without any demonstration, not g.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        )
+        self.accelerator = _accelerator(precision_of(config))
         self.main = self.accelerator.is_main_process
         with self.accelerator.main_process_first():  # the others find the data read
             self.sets, self.plan = _data(config)
@@ -159,8 +185,8 @@ class _Trainer:
         saved = self.folder.save_batch(number, batch, report)
         raise EpicError(
             f"step {number + 1}: loss {report['loss']}, gradient norm {report['gradient_norm']};"
-            f" nothing was updated. The batch is in {saved}. Lower the learning rate, or use"
-            " bfloat16 or float32, and run the same command: it goes on from the last state"
+            f" nothing was updated. The batch is in {saved}. The same command would meet it again:"
+            " lower the learning rate, or use bfloat16 or float32, and train into another folder"
         )
 
     def _keep(self, done: int, steps: int, log: Any) -> None:  # noqa: ANN401 (a Log)
@@ -176,11 +202,19 @@ class _Trainer:
             save_state(self.folder.state, done, self.step, self.optimizer, write=self.main)
 
     def _scores(self) -> list[DevelopmentScore]:
-        """Development scores; every process computes them, as some keep a share of the weights."""
+        """Development scores; every process computes them, as none may wait for long."""
         mode: Mode = self.config.step_config().mode
         self.wrapped.eval()
         encoder = EpicEncoder(self.checkpoint, PromptCache(None))
-        scores = score_sets(encoder, self.sets, mode, self.config.run.development_pairs)
+        shown = self.config.demonstrations
+        scores = score_sets(
+            encoder,
+            self.sets,
+            mode,
+            self.config.run.development_pairs,
+            shown=min(SHOWN, shown.most),
+            tokens=shown.tokens,
+        )
         self.wrapped.train()
         return scores
 

@@ -40,12 +40,15 @@ class RunFolder:
         write: False in all processes but one.
 
     Raises:
-        InputError: when the folder is of a run with another configuration.
+        InputError: when the folder cannot be made, or is of a run with another configuration.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any], *, write: bool = True) -> None:
         self.path, self.write = path, write
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{path} cannot be a folder for a run: {error}") from error
         self._check(config)
         if write:
             text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
@@ -114,7 +117,10 @@ class RunFolder:
                     f"{self.path} holds a run without config.yaml; take another folder"
                 )
             return
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"{path} cannot be read ({error}); take another folder") from error
         changed = [
             f"{key}: {old!r} is now {new!r}"
             for key, old, new in _differences(before, dict(config))
