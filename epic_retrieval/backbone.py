@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from epic_retrieval.packed import can_pack, enable_packing, encode_packed, pack
 from epic_retrieval.pooling import Pooling, pool_eos
 from epic_retrieval.prefix import Prefix
 
@@ -34,6 +35,8 @@ class Backbone:
         self.model = model
         self.pooling = pooling
         self.causal = causal
+        if model.device.type == "cpu":
+            enable_packing(model)
 
     @property
     def device(self) -> torch.device:
@@ -114,6 +117,14 @@ class Backbone:
         Returns:
             (n, d) float32, not normalised; with `every`, (sum of counts, d), row after row.
         """
+        if self._can_pack(rows, prefix, every):
+            return _widened(encode_packed(self.model, pack(rows, prefix, self.device)))
+        return self.encode_padded(rows, prefix, every)
+
+    def encode_padded(
+        self, rows: Sequence[Sequence[int]], prefix: Prefix | None = None, every: int = 0
+    ) -> Tensor:
+        """The same as `encode` for every family, method and device, with gradients, and slower."""
         ids, mask = self._padded(rows)
         if prefix is None:
             output = self.model(
@@ -131,6 +142,16 @@ class Backbone:
                 use_cache=False,
             )
         return self._pooled(output.last_hidden_state, mask.bool(), every)
+
+    def _can_pack(self, rows: Sequence[Sequence[int]], prefix: Prefix | None, every: int) -> bool:
+        positions = max(map(len, rows)) + (0 if prefix is None else prefix.length)
+        simple = self.causal and self.pooling is pool_eos and not every
+        return (
+            simple
+            and not torch.is_grad_enabled()
+            and not self.model.training
+            and can_pack(self.model, positions)
+        )
 
     def encode_behind(
         self, start: Sequence[int], rows: Sequence[Sequence[int]], every: int = 0

@@ -24,6 +24,7 @@ LINES = (
         "prompt",
         "tokenization",
         "backbone",
+        "packed",
         "prefix",
         "checkpoint",
         "checkpoint_config",

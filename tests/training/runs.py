@@ -16,10 +16,11 @@ CONFIG: dict[str, Any] = {
     "mix": "animals.yaml",
     "max_length": 64,
     "lora": None,
-    "batches": {"size": 12, "workers": 0},
-    "demonstrations": {"groups": 3, "most": 2},
+    "batches": {"size": 8, "workers": 0},
+    "demonstrations": {"groups": 2, "most": 2},
     "optimizer": {"steps": 4, "warmup": 1, "learning_rate": 2e-3},
     "memory": {"rows_at_once": 5},
+    "run": {"development_pairs": 4},
     "latents": 4,
     "learned_tokens": 3,
 }

@@ -14,8 +14,8 @@ from transformers import Qwen3Config
 from epic_retrieval.tasks import Task
 from epic_training import bundled
 from epic_training.objective import Objective
-from epic_training.step import StepConfig
 from epic_training.pretrain import PretrainConfig
+from epic_training.step import StepConfig
 from tests.conftest import ROOT
 
 CONFIG: dict[str, Any] = yaml.safe_load(

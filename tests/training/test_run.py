@@ -37,6 +37,12 @@ REGIMES = {
 LORA = "lora={rank: 4, alpha: 8}"
 
 
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than a toy run."""
+    monkeypatch.setattr("epic_training.curves.draw_curves", lambda _records, _path: None)
+
+
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_toy_run(tmp_path_factory.mktemp("toy")).parent
@@ -66,11 +72,11 @@ def check_equal(trained: EpicEncoder, loaded: EpicEncoder) -> None:
 
 @pytest.mark.parametrize("regime", REGIMES)
 def test_every_regime_learns_and_loads(regime: str, toy: Path, tmp_path: Path) -> None:
-    config = configured(toy, "optimizer.steps=18", *REGIMES[regime])
+    config = configured(toy, "optimizer.steps=12", *REGIMES[regime])
     trained, loaded = run_and_load(config, tmp_path)
     curve = losses(tmp_path)
-    assert len(curve) == 18
-    assert np.mean(curve[-6:]) < 0.8 * np.mean(curve[:6]), curve
+    assert len(curve) == 12
+    assert np.mean(curve[-4:]) < 0.9 * np.mean(curve[:4]), curve
     check_equal(trained, loaded)
     modes: dict[str, tuple[Mode, ...]] = {"text": ("text", "none"), "plain": ("none",)}
     assert loaded.checkpoint.config.modes == modes.get(regime, ("epic", "none"))
@@ -90,7 +96,8 @@ def test_cache_and_workers_change_no_loss(toy: Path, tmp_path: Path) -> None:
             ["memory.rows_at_once=2"],
         )
     ):
-        train(configured(toy, *chosen, mix="both.yaml"), tmp_path / str(number))
+        config = configured(toy, "optimizer.steps=3", *chosen)
+        train(config, tmp_path / str(number))
         curves.append(losses(tmp_path / str(number)))
     assert curves[0] == curves[1]
     for curve in curves[2:]:

@@ -1,0 +1,156 @@
+"""Rows of any lengths in one sequence, without padding, behind one copy of a shared prefix.
+
+transformers' layers run as they are; only attention is ours. A token attends to the prefix in one
+product for all tokens together, to its own row in one call per row length, and the two results are
+merged by the log-sum-exp of their scores, which is exact. The last layer computes for the end
+tokens alone what comes after attention. Without gradients, causal attention and end-token pooling
+only. Knows nothing of prompts, tasks and texts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from epic_retrieval.prefix import Prefix
+
+NAME = "epic_packed"  # of the attention, among those of transformers
+# Their decoder layers are norm, attention, sum, norm, MLP, sum; the last one is run in two parts.
+FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "phi3"})
+
+
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """Rows one after the other, equal lengths together.
+
+    Attributes:
+        ids: (T,) token ids.
+        positions: (T,) of each token behind the prefix.
+        runs: (start, rows, length) of rows of equal length.
+        ends: (n,) where each row's last token is, in the order that was given.
+        prefix: what all rows continue, or None.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    runs: tuple[tuple[int, int, int], ...]
+    ends: Tensor
+    prefix: Prefix | None
+
+
+def pack(rows: Sequence[Sequence[int]], prefix: Prefix | None, device: torch.device) -> Packing:
+    """Pack n rows of token ids, none of them empty."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    past = 0 if prefix is None else prefix.length
+    ids: list[int] = []
+    positions: list[int] = []
+    ends = [0] * len(rows)
+    for i in order:
+        ids += rows[i]
+        positions += range(past, past + len(rows[i]))
+        ends[i] = len(ids) - 1
+    runs, start = [], 0
+    for length, group in groupby(order, key=lambda i: len(rows[i])):
+        count = len(list(group))
+        runs.append((start, count, length))
+        start += count * length
+    numbers = torch.tensor([ids, positions], device=device)
+    return Packing(numbers[0], numbers[1], tuple(runs), torch.tensor(ends, device=device), prefix)
+
+
+def enable_packing(model: PreTrainedModel) -> None:
+    """Let packed rows through a model's attention; anything else goes the way it went before."""
+    if model.config.model_type in FAMILIES and model.config._attn_implementation == "sdpa":  # noqa: SLF001
+        AttentionInterface.register(NAME, _attention)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
+        model.set_attn_implementation(NAME)
+
+
+def can_pack(model: PreTrainedModel, positions: int) -> bool:
+    """Whether rows can be packed whose last positions are below `positions`.
+
+    Needs `enable_packing`, a CPU (whose fused attention tells the log-sum-exp), and a sliding
+    window, where there is one, that is wide enough to see everything.
+    """
+    window = getattr(model.config, "sliding_window", None)
+    return (
+        model.config._attn_implementation == NAME  # noqa: SLF001
+        and model.device.type == "cpu"
+        and (window is None or positions <= window)
+    )
+
+
+@torch.no_grad()
+def encode_packed(model: Any, packing: Packing) -> Tensor:  # noqa: ANN401 (a decoder of transformers)
+    """(n, d) final hidden states at each row's last token, in the model's dtype."""
+    states = model.get_input_embeddings()(packing.ids[None])  # (1, T, d)
+    rotation = model.rotary_emb(states, position_ids=packing.positions[None])
+    shared = {"position_embeddings": rotation, "attention_mask": None, "packing": packing}
+    *layers, last = model.layers[: model.config.num_hidden_layers]
+    for layer in layers:
+        states = layer(states, **shared)
+    attended, _ = last.self_attn(hidden_states=last.input_layernorm(states), **shared)
+    ends = (states + attended)[0, packing.ends]  # (n, d)
+    ends = ends + last.mlp(last.post_attention_layernorm(ends))
+    final: Tensor = model.norm(ends)
+    return final
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    packing: Packing | None = None,
+    **kwargs: Any,  # noqa: ANN401
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of query (1, H, T, D) to key and value (1, H_kv, T, D): (1, T, H, D)."""
+    if packing is None:
+        plain: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+        return plain
+    heads, tokens, size = query.shape[1:]
+    scale = scaling or size**-0.5
+    out = query.new_empty(1, tokens, heads, size)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    normaliser = query.new_empty(1, heads, tokens, dtype=wide)
+    for start, rows, length in packing.runs:
+        part = slice(start, start + rows * length)
+
+        def by_row(tensor: Tensor, part: slice = part, rows: int = rows) -> Tensor:
+            return tensor[0, :, part].unflatten(1, (rows, -1)).transpose(0, 1)  # (n, H, L, D)
+
+        own, weight = _fused(by_row(query), by_row(key), by_row(value), scale, causal=True)
+        out[0, part] = own.transpose(1, 2).flatten(0, 1)
+        normaliser[0, :, part] = weight.transpose(0, 1).flatten(1)
+    if packing.prefix is not None:
+        layer: Any = module.layer_idx
+        keys, values = packing.prefix.keys[layer], packing.prefix.values[layer]
+        # Heads that share keys stand in one sequence: (1, H_kv, H / H_kv * T, D).
+        groups = key.shape[1]
+        stacked = query.reshape(1, groups, -1, size)
+        past, weight = _fused(stacked, keys, values, scale, causal=False)
+        share = torch.sigmoid(weight.reshape(1, heads, tokens) - normaliser)  # of the prefix
+        past = past.reshape(1, heads, tokens, size).transpose(1, 2)
+        out.lerp_(past, share.transpose(1, 2)[..., None].to(out.dtype))
+    return out, None
+
+
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """Attention (n, H, L, D) and the log-sum-exp (n, H, L) of its scores."""
+    out, weight, *_ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # noqa: SLF001
+        query, key, value, 0.0, causal, scale=scale
+    )
+    return out, weight
