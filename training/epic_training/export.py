@@ -30,6 +30,7 @@ from epic_retrieval.index._lock import exclusive
 from epic_retrieval.pooling import LatentPooling
 from epic_retrieval.tasks import Task, load_task
 from epic_training.export_card import write_card
+from epic_training.export_markdown import without_folders
 from epic_training.export_sentence_transformers import (
     check_exportable,
     save_sentence_transformers,
@@ -93,7 +94,10 @@ def export_checkpoint(
     _cast(checkpoint, source, None if dtype is None else _DTYPES[dtype], merged=merged)
     with _appearing(Path(out)) as unfinished:
         if chosen == "epic":
-            save_checkpoint(checkpoint, unfinished)
+            # Whoever gets the folder has no use for where things lay on this machine.
+            handed_on = without_folders(dict(checkpoint.config.training))
+            config = replace(checkpoint.config, training=handed_on)
+            save_checkpoint(replace(checkpoint, config=config), unfinished)
         else:
             save_sentence_transformers(checkpoint, found, unfinished)
         write_card(
