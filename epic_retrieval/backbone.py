@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from epic_retrieval.int8 import Int8Linear
 from epic_retrieval.packed import can_pack, enable_packing, encode_packed, pack
 from epic_retrieval.pooling import Pooling, pool_eos
 from epic_retrieval.prefix import Prefix
@@ -47,6 +48,12 @@ class Backbone:
     def dtype(self) -> torch.dtype:
         """Of weights, keys and values."""
         return self.model.dtype
+
+    @property
+    def precision(self) -> str:
+        """The dtype by name, or "int8" where linear layers are quantised."""
+        quantised = any(isinstance(module, Int8Linear) for module in self.model.modules())
+        return "int8" if quantised else str(self.dtype)
 
     @property
     def dimension(self) -> int:

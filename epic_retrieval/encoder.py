@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from epic_retrieval.backbone import sampled_counts
+from epic_retrieval.batching import Batcher, tokens_at_once
 from epic_retrieval.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from epic_retrieval.errors import CheckpointError, EpicError, InputError
 from epic_retrieval.prefix import Prefix
@@ -75,6 +76,9 @@ class EpicEncoder:
         # Computed on first use: reading gigabytes of weights takes a while.
         self._fixed: dict[str, object] | None = None
         self._projector: str | None = None
+        self._batcher = Batcher(tokens_at_once(checkpoint.backbone))
+        # A single query must not pay for a digest of everything each time.
+        self._key = lru_cache(maxsize=256)(self._compute_key)
         # The vectors of demonstrations are made once in the paper's way of encoding too.
         self._kept_embeddings = lru_cache(maxsize=8)(self._prompt_embeddings)
 
@@ -142,7 +146,7 @@ class EpicEncoder:
         task: Task | str = DEFAULT_TASK,
         mode: Mode | None = None,
         *,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         show_progress: bool | None = None,
         share_prefix: bool = True,
     ) -> NDArray[np.float32]:
@@ -154,7 +158,7 @@ class EpicEncoder:
             task: a `Task`, the name of a built-in one, or the path of a task file.
             mode: "epic", "text" or "none" (instruction without demonstrations); None takes
                 `default_mode(task)`.
-            batch_size: texts per forward pass.
+            batch_size: most texts per forward pass; None takes as many as memory allows.
             show_progress: a progress bar on stderr; None shows one from 1000 texts.
             share_prefix: False runs the whole prompt again for every text, as the paper does: the
                 same vectors, slowly. For comparisons.
@@ -171,7 +175,10 @@ class EpicEncoder:
         # Every mode words what stands right before and after the text alike.
         wording = query_prompt(self.checkpoint.config.template, found, "none")
         states = self._query_states(found, chosen, share_prefix)
-        return self._encode(texts, wording, states, batch_size, show_progress)
+        # Where rows are not packed, every one of them holds a copy of the prompt for a while.
+        packed = share_prefix and self.device.type == "cpu"
+        extra = 0 if packed else self.prepare(found, chosen)
+        return self._encode(texts, wording, states, batch_size, show_progress, extra)
 
     def encode_passages(
         self,
@@ -179,7 +186,7 @@ class EpicEncoder:
         task: Task | str | None = None,
         mode: Mode | None = None,
         *,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         show_progress: bool | None = None,
     ) -> NDArray[np.float32]:
         """Embed passages; arguments, result and errors as in `encode_queries`.
@@ -308,11 +315,12 @@ class EpicEncoder:
         texts: Sequence[str],
         wording: Prompt,
         states: "States",
-        batch_size: int,
+        batch_size: int | None,
         show_progress: bool | None,
+        extra: int = 0,
     ) -> NDArray[np.float32]:
         _check_texts(texts)
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; expected at least 1")
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         wanted = len(texts) >= _PROGRESS_FROM if show_progress is None else show_progress
@@ -321,12 +329,8 @@ class EpicEncoder:
                 window = texts[first : first + _WINDOW]
                 limit = self.checkpoint.config.max_length
                 rows = self.checkpoint.tokenizer.text_ids(window, wording, limit)
-                # Rows of like length together: less padding.
-                order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
-                for start in range(0, len(order), batch_size):
-                    batch = order[start : start + batch_size]
-                    normalised = normalize(states([rows[i] for i in batch]), dim=1)
-                    vectors[[first + i for i in batch]] = normalised.cpu().numpy()
+                for batch, found in self._batcher(rows, states, batch_size, extra):
+                    vectors[[first + i for i in batch]] = normalize(found, dim=1).cpu().numpy()
                     progress.update(len(batch))
         if not np.isfinite(vectors).all():
             raise EpicError(
@@ -351,12 +355,12 @@ class EpicEncoder:
                 self._fixed |= {"attention": method.attention, "pooling": pooling}
         return dict(self._fixed)
 
-    def _key(self, task: Task, mode: Mode) -> str:
+    def _compute_key(self, task: Task, mode: Mode) -> str:
         """Digest of everything that decides a prompt's keys and values."""
         return digest_of(
             self._query_side(task, mode)
             | {
-                "dtype": str(self.checkpoint.backbone.dtype),
+                "dtype": self.checkpoint.backbone.precision,
                 # Kernels, modelling code and our own cutting of texts: a new release may round,
                 # rotate or split differently.
                 "versions": _versions(),

@@ -128,7 +128,8 @@ def _attention(
         part = slice(start, start + rows * length)
 
         def by_row(tensor: Tensor, part: slice = part, rows: int = rows) -> Tensor:
-            return tensor[0, :, part].unflatten(1, (rows, -1)).transpose(0, 1)  # (n, H, L, D)
+            cut: Tensor = tensor[0, :, part].unflatten(1, (rows, -1))
+            return cut.transpose(0, 1)  # (n, H, L, D)
 
         own, weight = _fused(by_row(query), by_row(key), by_row(value), scale, causal=True)
         out[0, part] = own.transpose(1, 2).flatten(0, 1)

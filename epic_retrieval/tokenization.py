@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,9 @@ class TextTokenizer:
         # Without special tokens: a pattern that never matches.
         self._special = re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")
         self._plain = _without_special_tokens(backend)
+        # The same for every query of a template.
+        self._kept_suffix_ids = lru_cache(maxsize=16)(self._suffix_ids)
+        self._kept_anchor_ids = lru_cache(maxsize=64)(lambda anchor: self._encode([anchor])[0])
 
     def fingerprint(self) -> str:
         """Hex digest of everything that decides which ids a text gets."""
@@ -89,7 +93,7 @@ class TextTokenizer:
         Raises:
             InputError: for a text without a token, or a `max_length` that leaves none for the text.
         """
-        suffix = [*self._suffix_ids(prompt.suffix), self.eos_id]
+        suffix = [*self._kept_suffix_ids(prompt.suffix), self.eos_id]
         room = max_length - len(suffix)
         if room < 1:
             raise InputError(
@@ -142,7 +146,7 @@ class TextTokenizer:
         rows: list[TokenIds] = self._encode([anchor + text for text in texts])
         if not anchor:
             return rows
-        [before] = self._encode([anchor])
+        before = self._kept_anchor_ids(anchor)
         joined = [i for i, row in enumerate(rows) if row[: len(before)] != before]
         for i, row in zip(joined, self._encode([texts[i] for i in joined]), strict=True):
             rows[i] = before + row

@@ -96,8 +96,8 @@ def test_dtypes(folder: Path) -> None:
         assert loaded.checkpoint.projector is not None
         assert loaded.checkpoint.projector.output.weight.dtype == torch.bfloat16
     assert load(folder).checkpoint.backbone.dtype == torch.float32
-    with pytest.raises(InputError, match="unknown dtype 'int8'; expected one of float32"):
-        load(folder, dtype="int8")
+    with pytest.raises(InputError, match="unknown dtype 'int4'; expected one of float32"):
+        load(folder, dtype="int4")
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def build_with_progress(
     task: "Task | None" = None,
     total: int | None = None,
     corpus: str = "",
-    batch_size: int = 32,
+    batch_size: int | None = None,
     overwrite: bool = False,
 ) -> "Manifest":
     """Encodes passages and writes them as the index folder `out`.
@@ -40,7 +40,7 @@ def build_with_progress(
         task: matters when it is symmetric: its passages are then encoded behind its prompt.
         total: number of passages for the progress bar, where it is known.
         corpus: name of the corpus, for the manifest.
-        batch_size: texts in a forward pass.
+        batch_size: most texts in a forward pass; None takes what memory allows.
         overwrite: replace an index that is there.
 
     Raises:

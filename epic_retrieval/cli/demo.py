@@ -134,7 +134,6 @@ def _build_index(encoder: "EpicEncoder", folder: "Path", console: "Console") -> 
         folder,
         total=len(passages),
         corpus=f"Python {platform.python_version()} standard library",
-        batch_size=16,  # on a CPU, padding costs more than small batches
         overwrite=True,
     )
     console.print(f"Done in {time.perf_counter() - start:.0f} s, kept in {folder}", soft_wrap=True)

@@ -49,7 +49,7 @@ def build(
     ] = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
-    batch_size: BatchSizeOption = 32,
+    batch_size: BatchSizeOption = None,
     max_chars: Annotated[
         int, typer.Option(min=1, help="A longer passage is an error; nothing is cut silently.")
     ] = 100_000,

@@ -91,7 +91,7 @@ def mine(  # noqa: PLR0913 (options of a command)
     model: ModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
-    batch_size: BatchSizeOption = 32,
+    batch_size: BatchSizeOption = None,
 ) -> None:
     """Find hard negatives; run again after an interruption to go on."""
     try:

@@ -26,9 +26,13 @@ DeviceOption = Annotated[
     str | None, typer.Option(help="For example cpu, cuda, cuda:1, mps.", show_default=False)
 ]
 DtypeOption = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float16.", show_default=False)
+    str | None,
+    typer.Option(help="float32, bfloat16, float16, or int8 on a CPU.", show_default=False),
 ]
-BatchSizeOption = Annotated[int, typer.Option(min=1, help="Texts in a forward pass.")]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Most texts in a forward pass; by default what memory allows."),
+]
 
 
 def load_encoder(

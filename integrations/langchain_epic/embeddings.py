@@ -60,7 +60,7 @@ class EpicEmbeddings(BaseModel, Embeddings):
     None takes the best that the checkpoint and the task allow."""
     device: str | None = None
     dtype: str | None = None
-    batch_size: int = Field(default=32, gt=0)
+    batch_size: int | None = Field(default=None, gt=0)
     show_progress: bool = False
     encoder: EpicEncoder | None = Field(default=None, exclude=True, repr=False)
     """An encoder that is already loaded; model, device and dtype are then not given."""

@@ -236,10 +236,14 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
+        raise InputError(f"{file} cannot be read: {_one_line(error)}") from error
     if not isinstance(document, dict):
         raise InputError(f"{file} holds {type(document).__name__}; expected settings by name")
     return document
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,7 +262,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     try:
         nested: Any = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise InputError(f"{text!r}: the value is not YAML: {error}") from error
+        raise InputError(f"{text!r}: the value is not YAML: {_one_line(error)}") from error
     for part in reversed(key.strip().split(".")):
         nested = {part: nested}
     return dict(nested)

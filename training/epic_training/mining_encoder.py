@@ -43,13 +43,13 @@ class EncoderSource:
         encoder: of queries and passages.
         task: of all rows; None takes each row's own instruction (passages get none then).
         mode: as in `EpicEncoder.encode_queries`.
-        batch_size: texts per forward pass.
+        batch_size: most texts per forward pass; None takes what memory allows.
     """
 
     encoder: "EpicEncoder"
     task: Task | None = None
     mode: "Mode | None" = None
-    batch_size: int = 32
+    batch_size: int | None = None
 
     def identity(self) -> Mapping[str, object]:
         """Weights, prompt, demonstrations and dtype."""

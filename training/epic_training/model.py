@@ -68,7 +68,7 @@ def build_checkpoint(config: TrainConfig, device: torch.device, texts: Sequence[
             " adapters have a base of their own"
         )
     model = base.backbone.model
-    _check_length(config, base)
+    _check_fit(config, base)
     _set_attention(config, model)
     adapter = _with_adapters(model, config.lora, _base_name(config.base)) if config.lora else None
     backbone = Backbone(model, pooling=_pooling(config, base), causal=config.method.causal)
@@ -99,12 +99,18 @@ def _scale_projector(checkpoint: Checkpoint, texts: Sequence[str]) -> None:
             checkpoint.projector.scale_to(states, checkpoint.backbone.embedding_rms())
 
 
-def _check_length(config: TrainConfig, base: Checkpoint) -> None:
+def _check_fit(config: TrainConfig, base: Checkpoint) -> None:
     limit = base.backbone.max_positions
     if config.max_length >= limit:
         raise InputError(
             f"max_length is {config.max_length}, but {config.base} has {limit} positions for"
             " prompt and text together; lower it"
+        )
+    longest = max(config.loss.matryoshka, default=0)
+    if longest > base.backbone.dimension:
+        raise InputError(
+            f"loss.matryoshka names {longest} dimensions, but {config.base} has"
+            f" {base.backbone.dimension}; leave out what is longer"
         )
 
 

@@ -81,6 +81,12 @@ def dry_run(config: TrainConfig) -> str:
 
 def _data(config: TrainConfig) -> tuple[list[TrainingSet], BatchPlan]:
     sets = open_mix(load_mix(config.mix, config.data), cache_folder() / "training")
+    every = config.run.evaluate_every
+    if every and not any(len(one.development) for one in sets):
+        raise InputError(
+            f"run.evaluate_every is {every}, but no data set holds rows out; set"
+            f" development_percent in {config.mix}, or evaluate_every: 0"
+        )
     return sets, BatchPlan(sets, config.batches.size, config.batches.negatives, config.run.seed)
 
 
