@@ -120,7 +120,7 @@ def measure(config: TrainConfig, folder: Path) -> Record:
         },
         "settings": settings_digest(config),
         "commit": run["commit"],
-        "versions": run["versions"],
+        "versions": ", ".join(f"{name} {one}" for name, one in run["versions"].items()),
         "threads": run["threads"],
     }
 

@@ -1,5 +1,6 @@
 """Configurations: files on top of each other, overrides, and what is refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from epic_training.step import StepConfig
 LEAST = {"base": "bundled", "mix": "mix.yaml"}
 
 
-def write(path: Path, content: Any) -> Path:
+def write(path: Path, content: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
@@ -82,7 +83,7 @@ def test_arguments_stand_above_the_files(
         ('template={name: x, query: "{instruction} {query}"}', lambda c: c.template.name == "x"),
     ],
 )
-def test_overrides_are_yaml(override: str, found: Any, least: Path) -> None:
+def test_overrides_are_yaml(override: str, found: Callable[[Any], bool], least: Path) -> None:
     assert found(load_config([least], [override]))
 
 

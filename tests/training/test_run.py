@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +9,11 @@ import pytest
 from epic_retrieval import Demonstration, EpicEncoder, Task
 from epic_retrieval.prompt import Mode
 from epic_retrieval.prompt_cache import PromptCache
-from epic_training import run as run_module
 from epic_training.batch import Batch
 from epic_training.config import TrainConfig
 from epic_training.draw import Draw
-from epic_training.run import train
+from epic_training.model import build_checkpoint
+from epic_training.run import _Trainer, train
 from epic_training.step import ContrastiveStep
 from tests.training.runs import ASKED, configured, losses, records, write_mix, write_toy_run
 from tests.training.samples import write_pairs
@@ -50,7 +49,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_and_load(config: TrainConfig, out: Path) -> tuple[EpicEncoder, EpicEncoder]:
     """The model in memory after training, and what its folder gives."""
-    trainer = run_module._Trainer(config, out)
+    trainer = _Trainer(config, out)
     folder = trainer.run()
     trainer.wrapped.eval()
     loaded = EpicEncoder.from_pretrained(folder, device="cpu", cache=PromptCache(None))
@@ -135,7 +134,7 @@ def test_every_method_trains_saves_loads_and_encodes(
     check_equal(trained, loaded)
     assert (loaded.checkpoint.adapter is not None) == (config.lora is not None)
     assert (loaded.checkpoint.learned is not None) == (config.method.source != "encoded")
-    untrained = run_module.build_checkpoint(config, trained.device, TEXTS)
+    untrained = build_checkpoint(config, trained.device, TEXTS)
     before = EpicEncoder(untrained, PromptCache(None)).encode_passages(TEXTS)
     assert np.abs(before - loaded.encode_passages(TEXTS)).max() > 1e-5, "nothing was learned"
 
@@ -161,7 +160,7 @@ def test_training_goes_on_from_a_trained_checkpoint(toy: Path, tmp_path: Path) -
     first = train(configured(toy, template), tmp_path / "first")
     made = EpicEncoder.from_pretrained(first, device="cpu", cache=PromptCache(None))
     config = configured(toy, f"base={first}", LORA, "optimizer.steps=1")
-    trainer = run_module._Trainer(config, tmp_path / "second")
+    trainer = _Trainer(config, tmp_path / "second")
     g, before = trainer.checkpoint.projector, made.checkpoint.projector
     assert g is not None
     assert before is not None
@@ -186,7 +185,7 @@ def test_no_query_sees_its_own_pair_or_a_copy_of_it(
     seen: list[tuple[Batch, list[Draw]]] = []
     draws_of: Callable[..., list[Draw]] = ContrastiveStep._draws
 
-    def watched(self: ContrastiveStep, batch: Batch, rng: Any) -> list[Draw]:
+    def watched(self: ContrastiveStep, batch: Batch, rng: np.random.Generator) -> list[Draw]:
         seen.append((batch, draws_of(self, batch, rng)))
         return seen[-1][1]
 

@@ -142,13 +142,15 @@ def test_a_gradient_that_is_no_number_stops_too(
 ) -> None:
     real: Forward = ContrastiveStep.forward
 
-    def spoiled(self: ContrastiveStep, *given: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, parts = real(self, *given)
+    def spoiled(
+        self: ContrastiveStep, batch: Batch, rng: np.random.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, parts = real(self, batch, rng)
         loss.register_hook(lambda gradient: gradient * torch.nan)
         return loss, parts
 
     monkeypatch.setattr(ContrastiveStep, "forward", spoiled)
-    with pytest.raises(EpicError, match="step 1: loss [0-9.]+, gradient norm nan"):
+    with pytest.raises(EpicError, match=r"step 1: loss [0-9.]+, gradient norm nan"):
         train(configured(toy), tmp_path)
     assert (tmp_path / "failed-step-1.json").is_file()
 

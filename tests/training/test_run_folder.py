@@ -17,7 +17,7 @@ from epic_training.run_folder import RunFolder
 SCORES = [DevelopmentScore("toy", 9, 0.5, (0.25, 0.75))]
 
 
-def settings(**changes: Any) -> dict[str, Any]:
+def settings(**changes: object) -> dict[str, Any]:
     return TrainConfig.model_validate({"base": "b", "mix": "m.yaml"} | changes).to_dict()
 
 

@@ -88,7 +88,7 @@ def test_a_data_set_smaller_than_a_batch_gives_smaller_batches(
     assert len(losses(tmp_path / "out")) == 4
     negatives = [one["negatives"] for one in records(tmp_path / "out")]
     assert negatives == [2.0] * 4
-    with pytest.raises(InputError, match="'given' has 1 rows .* at least 2"):
+    with pytest.raises(InputError, match=r"'given' has 1 rows .* at least 2"):
         train(configured(toy, mix=mix_of(toy, ROWS[:1])), tmp_path / "one")
 
 
@@ -175,10 +175,10 @@ def test_prompts_that_do_not_fit_the_model(prompts: str, toy: Path, tmp_path: Pa
         {"query": f"{n} " + "word " * 300, "positive": f"{n} " + "text " * 300} for n in range(20)
     ]
     chosen = ["regime=text", f"demonstrations.prompts={prompts}", "demonstrations.tokens=400"]
-    with pytest.raises(InputError, match="1024 positions; lower"):
+    with pytest.raises(InputError, match="1024 positions; "):
         train(configured(toy, *chosen, "optimizer.steps=9", mix=mix_of(toy, rows)), tmp_path)
 
 
 def test_float16_needs_a_gpu(toy: Path, tmp_path: Path) -> None:
-    with pytest.raises(EpicError, match="memory.precision 'float16' cannot be had here"):
+    with pytest.raises(EpicError, match=r"memory\.precision 'float16' cannot be had here"):
         train(configured(toy, "memory.precision=float16"), tmp_path)
