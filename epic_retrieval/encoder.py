@@ -4,13 +4,16 @@ Owns validation, batching, order and normalisation. How a prompt is worded is `p
 how a model runs is `backbone`'s.
 """
 
+import asyncio
 import logging
+import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -34,6 +37,7 @@ from epic_retrieval.prompt import (
     query_prompt,
 )
 from epic_retrieval.prompt_cache import PromptCache
+from epic_retrieval.query_batcher import Encode, QueryBatcher
 from epic_retrieval.storage import digest_of
 from epic_retrieval.tasks import Task, load_task
 
@@ -76,6 +80,8 @@ class EpicEncoder:
         # Computed on first use: reading gigabytes of weights takes a while.
         self._fixed: dict[str, object] | None = None
         self._projector: str | None = None
+        self._lock = threading.Lock()
+        self._batched: QueryBatcher | None = None
         self._batcher = Batcher(tokens_at_once(checkpoint.backbone))
         # A single query must not pay for a digest of everything each time.
         self._key = lru_cache(maxsize=256)(self._compute_key)
@@ -204,6 +210,36 @@ class EpicEncoder:
         start = self.checkpoint.tokenizer.start_ids(wording)
         self._check_room(len(start), "the prompt of passages", "a")
         return self._encode(texts, wording, self._passage_states, batch_size, show_progress)
+
+    async def aencode_query(
+        self, text: str, task: Task | str = DEFAULT_TASK, mode: Mode | None = None
+    ) -> NDArray[np.float32]:
+        """Embed one query, (dimension,); concurrent callers share forward passes.
+
+        A query waits at most some milliseconds for company. Cancelling takes it out of the queue,
+        unless it runs already. Errors as in `encode_queries`.
+        """
+        found, chosen = self._checked(task, mode)
+        _check_texts([text])
+        return await asyncio.wrap_future(self._queries().submit(text, (found, chosen)))
+
+    def _queries(self) -> QueryBatcher:
+        with self._lock:
+            if self._batched is None:
+                # The worker must not keep an encoder alive that nobody uses any more.
+                found = weakref.WeakMethod(self._encode_together)
+
+                def run(texts: Sequence[str], kind: tuple[Task, Mode]) -> NDArray[np.float32]:
+                    return cast("Encode", found())(texts, kind)
+
+                self._batched = QueryBatcher(run)
+                weakref.finalize(self, self._batched.close)
+            return self._batched
+
+    def _encode_together(
+        self, texts: Sequence[str], kind: tuple[Task, Mode]
+    ) -> NDArray[np.float32]:
+        return self.encode_queries(texts, *kind, show_progress=False)
 
     def prepare(self, task: Task | str, mode: Mode | None = None) -> int:
         """Compute a task's prompt and keep it, so that the first query does not wait for it.

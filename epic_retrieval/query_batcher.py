@@ -67,7 +67,8 @@ class QueryBatcher:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        if self._worker is not None:
+        # The last reference to an encoder may go in the worker itself.
+        if self._worker is not None and self._worker is not threading.current_thread():
             self._worker.join()
 
     def __enter__(self) -> Self:

@@ -1,7 +1,11 @@
 """What EpicEncoder takes, refuses and returns."""
 
+import asyncio
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,3 +213,35 @@ def test_every_template_encodes_in_every_mode(template: str, bos: bool) -> None:
         shared = encoder.encode_queries(["a", ":) why"], TASK, mode)
         unshared = encoder.encode_queries(["a", ":) why"], TASK, mode, share_prefix=False)
         np.testing.assert_allclose(shared, unshared, atol=1e-5)
+
+
+async def test_concurrent_queries_share_forward_passes_and_agree(encoder: EpicEncoder) -> None:
+    texts = [f"question number {i}" for i in range(12)]
+    passes: list[int] = []
+    encode: Any = encoder.encode_queries
+
+    def counting(given: list[str], *args: Any, **kwargs: Any) -> Any:
+        passes.append(len(given))
+        return encode(given, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder, "encode_queries", counting)
+        found = await asyncio.gather(*(encoder.aencode_query(text, TASK, "epic") for text in texts))
+    np.testing.assert_allclose(np.stack(found), encode(texts, TASK, "epic"), atol=1e-5)
+    assert sum(passes) == len(texts)
+    assert len(passes) < len(texts)
+    with pytest.raises(InputError, match="text 0 is empty"):
+        await encoder.aencode_query(" ", TASK)
+
+
+async def test_a_queue_keeps_no_encoder_alive() -> None:
+    mine = tiny_encoder()
+    await mine.aencode_query("a", TASK, "none")
+    queue = mine._batched
+    assert queue is not None
+    watched = weakref.ref(mine)
+    del mine
+    gc.collect()
+    assert watched() is None
+    with pytest.raises(RuntimeError, match="closed"):
+        queue.submit("a", None)

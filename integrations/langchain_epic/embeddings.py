@@ -96,6 +96,11 @@ class EpicEmbeddings(BaseModel, Embeddings):
         )[0].tolist()
         return vector
 
+    async def aembed_query(self, text: str) -> list[float]:
+        """The same; concurrent callers of one model share forward passes."""
+        vector = await self._encoder.aencode_query(text, self.task, self.mode)
+        return [float(value) for value in vector]
+
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embeds passages, in order; the task matters to them only when it is symmetric."""
         vectors: list[list[float]] = self._encoder.encode_passages(

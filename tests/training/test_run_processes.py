@@ -1,16 +1,18 @@
-"""Runs in other processes: killed and gone on with, and two at once.
+"""Runs in other processes: killed and gone on with, and two that train together.
 
-Run as a module it is one of two processes that train together.
+Run as a module it starts these processes, as copies of itself: what they import takes longer than
+what they do.
 """
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from epic_retrieval import InputError
-from epic_retrieval.cli.app import app
+from epic_retrieval.cli.app import app, main
 from epic_training.run import _check_parallelism, train
 from tests.conftest import ROOT
 from tests.training.runs import configured, losses, records, write_toy_run
@@ -27,7 +29,8 @@ from tests.training.runs import configured, losses, records, write_toy_run
 # peft asks transformers by a name that transformers 5 is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
-LONG = ["optimizer.steps=30", "run.save_every=3", "lora={rank: 4, alpha: 8, dropout: 0.1}"]
+STEPS = 24
+LONG = [f"optimizer.steps={STEPS}", "run.save_every=3", "lora={rank: 4, alpha: 8, dropout: 0.1}"]
 # Nine queries: the processes' shares differ.
 UNEVEN = ["batches.size=9", "demonstrations.groups=3"]
 TOGETHER = {
@@ -40,29 +43,9 @@ TOGETHER = {
         "loss.plain_weight=0.5",
         "batches.workers=2",
     ],
-    # Fewer prompts than processes; what they show falls to either.
-    "two": ["batches.size=2", "demonstrations.groups=2", "method.pooling=latent"],
+    # One query for each process.
+    "least": ["batches.size=2", "method.pooling=latent"],
 }
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
-}
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toy_run(tmp_path_factory.mktemp("toy")).parent
-
-
-def start(toy: Path, log: IO[str], *command: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=os.environ | ENVIRONMENT | {"EPIC_CACHE_DIR": str(toy / "cache")},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 def long_run(toy: Path, out: Path) -> list[str]:
@@ -71,87 +54,80 @@ def long_run(toy: Path, out: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def killed(toy: Path) -> Iterator[tuple[Path, "subprocess.Popen[str]"]]:
-    with (toy / "killed.txt").open("w") as log:
-        process = start(toy, log, "-m", "epic_retrieval.cli", *long_run(toy, toy / "killed"))
-        yield toy / "killed", process
-        process.kill()
-        process.wait()
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_run(tmp_path_factory.mktemp("toy")).parent
 
 
 @pytest.fixture(scope="module")
-def two(toy: Path) -> Iterator["subprocess.Popen[str]"]:
-    with (toy / "two.txt").open("w") as log:
-        launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-        apart = ("--redirects", "3", "--log-dir", str(toy / "logs"))
-        module = "tests.training.test_run_processes"
-        process = start(toy, log, *launch, *apart, "-m", module, str(toy))
-        yield process
-        process.terminate()
-        process.wait()
+def started(toy: Path) -> Iterator["subprocess.Popen[str]"]:
+    """The other processes."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.training.test_run_processes", str(toy)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "EPIC_CACHE_DIR": str(toy / "cache")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    yield process
+    process.kill()
+    process.communicate()
 
 
-# Asked for by the first test, so that both start at once.
-@pytest.mark.usefixtures("killed", "two")
+def wait_for(path: Path, started: "subprocess.Popen[str]") -> None:
+    begin = time.monotonic()
+    while not path.is_file():
+        assert started.poll() is None, started.communicate()[1]
+        assert time.monotonic() - begin < 180
+        time.sleep(0.05)
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than a toy run."""
+    monkeypatch.setattr("epic_training.curves.draw_curves", lambda _records, _path: None)
+
+
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
-    killed: tuple[Path, "subprocess.Popen[str]"], toy: Path
+    started: "subprocess.Popen[str]", toy: Path
 ) -> None:
     """To the last bit, with dropout, and g's weights too."""
-    out, process = killed
     whole = train(configured(toy, *LONG), toy / "whole")
-    expected = losses(toy / "whole")
-    started = time.monotonic()
-    while not (out / "state.safetensors").is_file():
-        assert process.poll() is None, (toy / "killed.txt").read_text()
-        assert time.monotonic() - started < 120
-        time.sleep(0.01)
-    time.sleep(0.2)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    wait_for(toy / "killed.done", started)
+    out = toy / "killed"
     done = int(load_file(out / "state.safetensors")["step"])
     before = [record for record in records(out) if "loss" in record]
-    assert 0 < done <= len(before) < 30, "it was killed in the middle"
+    assert 0 < done <= len(before) < STEPS, "it was killed in the middle"
     result = CliRunner().invoke(app, long_run(toy, out))
     assert result.exit_code == 0, result.output
-    assert losses(out) == expected
-    assert len({record["step"] for record in before}) == len(before)
-    assert [record["gradient_norm"] for record in records(out)] == [
-        record["gradient_norm"] for record in records(toy / "whole")
-    ]
+    assert losses(out) == losses(toy / "whole")
+    norms = [[record["gradient_norm"] for record in records(one)] for one in (out, toy / "whole")]
+    assert norms[0] == norms[1]
     for name in ("adapter_model.safetensors", "projector.safetensors"):
         assert (out / "checkpoint" / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_two_processes_train_as_one(two: "subprocess.Popen[str]", toy: Path) -> None:
+def test_two_processes_train_as_one(started: "subprocess.Popen[str]", toy: Path) -> None:
     for name, settings in TOGETHER.items():
         train(configured(toy, *settings, mix="both.yaml"), toy / "one" / name)
-    assert two.wait(timeout=180) == 0, [
-        path.read_text() for path in (toy / "logs").rglob("stderr.log")
-    ]
+    wait_for(toy / "together.done", started)
     for name in TOGETHER:
-        one, both = toy / "one" / name, toy / "two" / name
-        np.testing.assert_allclose(losses(both), losses(one), rtol=1e-5, err_msg=name)
-        pairs = [
-            (mine, theirs)
-            for mine, theirs in zip(records(both), records(one), strict=True)
-            if "loss" in mine
-        ]
+        one, two = toy / "one" / name, toy / "two" / name
+        np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5, err_msg=name)
         for entry in ("gradient_norm", "demonstrations", "negatives", "learning_rate"):
             found, expected = (
-                [record[entry] for record in side] for side in zip(*pairs, strict=True)
+                [record[entry] for record in records(side) if "loss" in record]
+                for side in (two, one)
             )
             np.testing.assert_allclose(found, expected, rtol=1e-4, err_msg=f"{name}, {entry}")
-        names = {path.name for path in (one / "best").iterdir()}
-        assert {path.name for path in (both / "best").iterdir()} == names
+        files = sorted(path.name for path in (one / "best").iterdir())
+        assert sorted(path.name for path in (two / "best").iterdir()) == files
         for path in (one / "best").glob("*.safetensors"):
-            expected_weights, found_weights = load_file(path), load_file(both / "best" / path.name)
-            for key, weights in expected_weights.items():
+            found_weights = load_file(two / "best" / path.name)
+            for key, weights in load_file(path).items():
                 np.testing.assert_allclose(found_weights[key], weights, atol=1e-4, err_msg=key)
-    first, second = (
-        "".join(path.read_text() for path in (toy / "logs").glob(f"*/attempt_0/{rank}/stderr.log"))
-        for rank in (0, 1)
-    )
+    first, second = ((toy / f"{rank}.txt").read_text(encoding="utf-8") for rank in (0, 1))
     assert "training (nDCG@10" in first
+    assert "4/4" in first
     assert "step" not in second, "only one process shows its progress"
 
 
@@ -162,11 +138,77 @@ def test_a_model_in_parts_is_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU"])
-def test_whole_models_in_every_process_are_not(kind: str) -> None:
+def test_a_whole_model_in_every_process_is_not(kind: str) -> None:
     _check_parallelism(DistributedType[kind])
 
 
+def fork(log: Path, variables: Mapping[str, str], do: Callable[[], object]) -> int:
+    """Do something in a copy of this process that writes into `log`; its process id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.environ.update(variables)
+        with log.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        do()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:  # noqa: BLE001 (it goes into the log)
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def kill_in_the_middle(toy: Path) -> None:
+    sys.argv = ["epic", *long_run(toy, toy / "killed")]
+    log, state = toy / "killed.txt", toy / "killed" / "state.safetensors"
+    child = fork(log, {}, main)
+    while not state.is_file():
+        if os.waitpid(child, os.WNOHANG)[0]:
+            raise RuntimeError(f"it ended too soon: {log.read_text()}")
+        time.sleep(0.01)
+    time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    (toy / "killed.done").touch()
+
+
+def train_together(toy: Path) -> None:
+    """As torchrun does, which tells the processes of each other by such variables."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    shared |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    shared |= {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
+
+    def all_runs() -> None:
+        for name, settings in TOGETHER.items():
+            train(configured(toy, *settings, mix="both.yaml"), toy / "two" / name)
+
+    children = [
+        fork(toy / f"{rank}.txt", shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, all_runs)
+        for rank in range(2)
+    ]
+    if any(os.waitpid(child, 0)[1] for child in children):
+        said = [(toy / f"{rank}.txt").read_text() for rank in range(2)]
+        raise RuntimeError("they failed:\n" + "\n".join(said))
+    (toy / "together.done").touch()
+
+
 if __name__ == "__main__":
+    # What the processes would import one by one.
+    import peft  # noqa: F401
+    import torch.utils.tensorboard  # noqa: F401
+    from transformers.models.qwen3 import modeling_qwen3  # noqa: F401
+
+    import epic_training.curves
+
+    epic_training.curves.draw_curves = lambda _records, _path: None
     folder = Path(sys.argv[1])
-    for given, chosen in TOGETHER.items():
-        train(configured(folder, *chosen, mix="both.yaml"), folder / "two" / given)
+    kill_in_the_middle(folder)
+    train_together(folder)
