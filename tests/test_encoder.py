@@ -220,7 +220,7 @@ async def test_concurrent_queries_share_forward_passes_and_agree(encoder: EpicEn
     passes: list[int] = []
     encode: Any = encoder.encode_queries
 
-    def counting(given: list[str], *args: Any, **kwargs: Any) -> Any:
+    def counting(given: list[str], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         passes.append(len(given))
         return encode(given, *args, **kwargs)
 
