@@ -218,4 +218,4 @@ def test_the_steps_settings(least: Path) -> None:
 def test_a_configuration_stays_as_it_is() -> None:
     config = TrainConfig.model_validate(LEAST)
     with pytest.raises(ValueError, match="frozen"):
-        config.base = "x"  # type: ignore[misc]
+        config.base = "x"

@@ -39,7 +39,7 @@ class Watched(EpicEncoder):
         task: Task | str = "",
         mode: Mode | None = None,
         *,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         show_progress: bool | None = None,
         share_prefix: bool = True,
     ) -> NDArray[np.float32]:

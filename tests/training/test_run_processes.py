@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -194,9 +195,14 @@ def train_together(toy: Path) -> None:
         fork(toy / f"{rank}.txt", shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, all_runs)
         for rank in range(2)
     ]
-    if any(os.waitpid(child, 0)[1] for child in children):
-        said = [(toy / f"{rank}.txt").read_text() for rank in range(2)]
-        raise RuntimeError("they failed:\n" + "\n".join(said))
+    for _ in range(2):
+        ended, status = os.wait()
+        children.remove(ended)
+        if status:
+            for child in children:  # would wait for the other
+                os.kill(child, signal.SIGKILL)
+            said = [(toy / f"{rank}.txt").read_text() for rank in range(2)]
+            raise RuntimeError("they failed:\n" + "\n".join(said))
     (toy / "together.done").touch()
 
 
@@ -206,9 +212,7 @@ if __name__ == "__main__":
     import torch.utils.tensorboard  # noqa: F401
     from transformers.models.qwen3 import modeling_qwen3  # noqa: F401
 
-    import epic_training.curves
-
-    epic_training.curves.draw_curves = lambda _records, _path: None
     folder = Path(sys.argv[1])
-    kill_in_the_middle(folder)
-    train_together(folder)
+    with patch("epic_training.curves.draw_curves"):
+        kill_in_the_middle(folder)
+        train_together(folder)

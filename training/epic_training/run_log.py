@@ -38,7 +38,7 @@ class Log:
         text = "".join(json.dumps(record) + "\n" for record in self.records)
         write_atomically(self._path, text.encode())
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
         self._bar = tqdm(total=steps, initial=first, unit="step", desc="training")
 
     def step(self, step: int, report: Mapping[str, float], dataset: str) -> None:
@@ -46,7 +46,7 @@ class Log:
         self._record({"step": step, "dataset": dataset, **report})
         if self._write:
             for name, value in report.items():
-                self._board.add_scalar(f"training/{name}", value, step)  # type: ignore[no-untyped-call]
+                self._board.add_scalar(f"training/{name}", value, step)
             self._bar.set_postfix(
                 {short: f"{report[name]:.3g}" for name, short in _SHOWN.items() if name in report}
             )
@@ -59,7 +59,7 @@ class Log:
         if self._write:
             for name, value in summary.items():
                 if value is not None:
-                    self._board.add_scalar(f"development/{name}", value, step)  # type: ignore[no-untyped-call]
+                    self._board.add_scalar(f"development/{name}", value, step)
             self._bar.set_description(f"training (nDCG@10 {summarise(scores).best:.3f})")
             self.draw()
 
@@ -79,7 +79,7 @@ class Log:
         """Finish the files; the curves are drawn once more."""
         if self._write:
             self._file.close()
-            self._board.close()  # type: ignore[no-untyped-call]
+            self._board.close()
             self._bar.close()
             if self.records:
                 self.draw()
