@@ -49,7 +49,8 @@ class Plan:
     Attributes:
         steps: of every run.
         settings: key=value for every run.
-        bases: per base its configuration and, below the data folder, its model.
+        bases: per base its configuration, and where they differ its mix, and below the data folder
+            its model and its data.
         rows: per overlay where the paper has it, and its score there.
     """
 
@@ -70,7 +71,9 @@ class Plan:
         if "model" in self.bases[base]:
             overrides.append(f"base={json.dumps(str(data / self.bases[base]['model']))}")
         files = [CONFIGS / self.bases[base]["config"], CONFIGS / "ablations" / f"{row}.yaml"]
-        return load_config(files, overrides, data=data / "train_clean")
+        folder = data / self.bases[base].get("data", "train_clean")
+        mix = self.bases[base].get("mix")
+        return load_config(files, overrides, mix=CONFIGS / mix if mix else None, data=folder)
 
 
 def chosen(known: Sequence[str], asked: str | None) -> list[str]:
@@ -85,7 +88,8 @@ def chosen(known: Sequence[str], asked: str | None) -> list[str]:
 def settings_digest(config: TrainConfig) -> str:
     """What tells runs apart wherever the data lies."""
     places = ("base", "mix", "data")
-    return digest_of({k: v for k, v in config.to_dict().items() if k not in places})[:12]
+    settings = {k: v for k, v in config.to_dict().items() if k not in places}
+    return digest_of(settings | {"mix": config.mix.name})[:12]
 
 
 def describe(log: Sequence[Record], batch: int) -> Record:

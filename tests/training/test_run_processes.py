@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from epic_retrieval import InputError
 from epic_retrieval.cli.app import app, main
-from epic_training.run import _check_parallelism, train
+from epic_training.run import _check_parallelism, _check_work, _data, train
 from tests.conftest import ROOT
 from tests.training.runs import configured, losses, records, write_toy_run
 
@@ -74,6 +74,14 @@ def started(toy: Path) -> Iterator["subprocess.Popen[str]"]:
     process.communicate()
 
 
+@pytest.fixture(scope="module")
+def whole(started: "subprocess.Popen[str]", toy: Path) -> Path:
+    """The same runs in one go and in one process, made while the others start."""
+    for name, settings in TOGETHER.items():
+        train(configured(toy, *settings, mix="both.yaml"), toy / "one" / name)
+    return train(configured(toy, *LONG), toy / "whole")
+
+
 def wait_for(path: Path, started: "subprocess.Popen[str]") -> None:
     begin = time.monotonic()
     while not path.is_file():
@@ -82,17 +90,17 @@ def wait_for(path: Path, started: "subprocess.Popen[str]") -> None:
         time.sleep(0.05)
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _no_pictures() -> Iterator[None]:
     """They take longer than a toy run."""
-    monkeypatch.setattr("epic_training.curves.draw_curves", lambda _records, _path: None)
+    with patch("epic_training.curves.draw_curves"):
+        yield
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
-    started: "subprocess.Popen[str]", toy: Path
+    whole: Path, started: "subprocess.Popen[str]", toy: Path
 ) -> None:
     """To the last bit, with dropout, and g's weights too."""
-    whole = train(configured(toy, *LONG), toy / "whole")
     wait_for(toy / "killed.done", started)
     out = toy / "killed"
     done = int(load_file(out / "state.safetensors")["step"])
@@ -107,9 +115,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
         assert (out / "checkpoint" / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_two_processes_train_as_one(started: "subprocess.Popen[str]", toy: Path) -> None:
-    for name, settings in TOGETHER.items():
-        train(configured(toy, *settings, mix="both.yaml"), toy / "one" / name)
+def test_two_processes_train_as_one(
+    whole: Path, started: "subprocess.Popen[str]", toy: Path
+) -> None:
     wait_for(toy / "together.done", started)
     for name in TOGETHER:
         one, two = toy / "one" / name, toy / "two" / name
@@ -141,6 +149,13 @@ def test_a_model_in_parts_is_refused(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU"])
 def test_a_whole_model_in_every_process_is_not(kind: str) -> None:
     _check_parallelism(DistributedType[kind])
+
+
+def test_every_process_needs_a_query(toy: Path) -> None:
+    _, plan = _data(configured(toy, "batches.size=3"))
+    _check_work(plan, 3)
+    with pytest.raises(InputError, match="'animals' gives batches of 3 rows for 4 processes"):
+        _check_work(plan, 4)
 
 
 def fork(log: Path, variables: Mapping[str, str], do: Callable[[], object]) -> int:

@@ -120,6 +120,16 @@ def _check_parallelism(kind: DistributedType) -> None:
         )
 
 
+def _check_work(plan: BatchPlan, world: int) -> None:
+    """Refuse batches that leave a process without work, for which DDP would wait for ever."""
+    for share in plan.shares:
+        if share.size < world:
+            raise InputError(
+                f"data set {share.name!r} gives batches of {share.size} rows for {world} processes;"
+                " start fewer, or raise batches.size, or remove the data set"
+            )
+
+
 class _Trainer:
     """What a run holds together."""
 
@@ -131,6 +141,7 @@ class _Trainer:
             self.sets, self.plan = _data(config)
         self.folder = RunFolder(out, config.to_dict(), write=self.main)
         world = self.accelerator.num_processes
+        _check_work(self.plan, world)
         # Gathering states must not mix with the wrapper's own messages: a group of its own.
         group = torch.distributed.new_group() if world > 1 else None
         self.checkpoint = build_checkpoint(
