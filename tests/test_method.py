@@ -196,7 +196,7 @@ def test_learned_tokens_and_soft_prompt_of_table_5() -> None:
         bare = TASK.without_demonstrations()
         assert encoder.default_mode(bare) == "epic"
         found = [encoder.encode_queries(TEXTS, task, "epic") for task in (TASK, bare)]
-        np.testing.assert_array_equal(*found)
+        np.testing.assert_array_equal(found[0], found[1])
 
 
 @torch.no_grad()

@@ -55,7 +55,8 @@ def draw_demonstrations(
 
 def _touches(pairs: NDArray[np.int64], members: NDArray[np.int64]) -> NDArray[np.bool_]:
     """(n,) whether a pair shares any text with any member, on either side of either."""
-    return np.isin(pairs, members).any(axis=1)
+    touched: NDArray[np.bool_] = np.asarray(np.isin(pairs, members).any(axis=1))
+    return touched
 
 
 def _distinct(order: Indices, keys: NDArray[np.int64]) -> Indices:

@@ -93,7 +93,8 @@ class RowEncoder:
         """(n, d) states of rows that stand behind a prompt of their own each."""
 
         def run(part: Sequence[tuple[Row, Tensor]]) -> Tensor:
-            return self.checkpoint.backbone.encode_unshared(*zip(*part, strict=True))
+            own, before = zip(*part, strict=True)
+            return self.checkpoint.backbone.encode_unshared(own, before)
 
         items = list(zip(rows, prompts, strict=True))
         lengths = [range(len(row) + len(prompt)) for row, prompt in items]
