@@ -2,8 +2,8 @@
 
     python benchmarks/training_regimes.py --data DATA [--base NAME] [--rows plain,text] [--steps N]
 
-DATA holds train_clean/ and models/. Conditions are in training_regimes.yaml. Writes the JSON after
-every row, and prints the table at the end. Run it again after an interruption: rows that are
+DATA holds train_clean/, train_research/ and models/. Conditions are in training_regimes.yaml. Writes
+the JSON after every row, and prints the tables at the end. Run it again after an interruption: rows that are
 finished are skipped, an unfinished one goes on from its last state.
 """
 
@@ -156,7 +156,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="folder with train_clean/ and models/")],
+    data: Annotated[Path, typer.Option(help="folder with train_clean/, train_research/, models/")],
     base: Annotated[str | None, typer.Option(help="bases, as bundled,stories260K")] = None,
     rows: Annotated[str | None, typer.Option(help="rows, as plain,text; default: all")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="default: the plan's")] = None,

@@ -26,8 +26,11 @@ def test_the_plan_has_every_overlay_and_every_configuration_loads(tmp_path: Path
         configs = [PLAN.config(base, row, tmp_path, 7) for row in PLAN.rows]
         assert {config.optimizer.steps for config in configs} == {7}
         assert {(config.base, config.mix, config.data, config.run.seed) for config in configs} == {
-            (configs[0].base, configs[0].mix, tmp_path / "train_clean", 42)
+            (configs[0].base, configs[0].mix, configs[0].data, 42)
         }
+        assert configs[0].mix.is_file()
+        assert configs[0].data is not None
+        assert configs[0].data.parent == tmp_path
 
 
 def test_digests_tell_settings_apart_and_not_places(tmp_path: Path) -> None:
