@@ -2,9 +2,9 @@
 
     python benchmarks/training_regimes.py --data DATA [--base NAME] [--rows plain,text] [--steps N]
 
-DATA holds train_clean/, train_research/ and models/. Conditions are in training_regimes.yaml. Writes
-the JSON after every row, and prints the tables at the end. Run it again after an interruption: rows that are
-finished are skipped, an unfinished one goes on from its last state.
+DATA holds train_clean/, train_research/ and models/. Conditions are in training_regimes.yaml.
+Writes the JSON after every row, and prints the tables at the end. Run it again after an
+interruption: rows that are finished are skipped, an unfinished one goes on from its last state.
 """
 
 import json
