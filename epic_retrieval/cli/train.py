@@ -3,6 +3,7 @@
 Parses, calls `epic_training`, prints. Knows nothing of models and data.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -55,4 +56,6 @@ def train(
         return
     if out is None:
         raise InputError("no folder to write to; name one with --out, or look first with --dry-run")
-    typer.echo(f"trained {run(config, out)}")
+    result = run(config, out)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        typer.echo(f"trained {result}")
