@@ -49,5 +49,5 @@ $(VENV)/.stamp-test: $(VENV)/.stamp-torch
 	touch $(VENV)/.stamp-demo $@
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
