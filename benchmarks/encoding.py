@@ -33,9 +33,10 @@ from tokenizers.processors import TemplateProcessing
 from tqdm import tqdm
 from transformers import AutoTokenizer, Qwen2Config, Qwen2Model
 
-from epic_retrieval import Demonstration, EpicEncoder, Task
+from epic_retrieval import Demonstration, EpicEncoder, EpicError, Task
 from epic_retrieval.checkpoint import load_checkpoint
 from epic_retrieval.projector import Projector
+from epic_retrieval.prompt import query_prompt
 from epic_retrieval.prompt_cache import PromptCache
 
 Vectors = NDArray[np.float32]
@@ -48,6 +49,7 @@ INSTRUCTION = (
 )
 TEMPLATE = "bge-en-icl"
 SEED = 0
+LEAST_COSINE = 0.99  # of any two conditions that are compared; int8 is the roughest
 
 
 def save_model(folder: Path, shape: str, vocabulary: Path) -> None:
@@ -58,6 +60,7 @@ def save_model(folder: Path, shape: str, vocabulary: Path) -> None:
         single=f"$A {end}", special_tokens=[(end, hf.convert_tokens_to_ids(end))]
     )
     hf.eos_token = hf.pad_token = end
+    hf.chat_template = None  # sentence-transformers would wrap every text in a conversation
     hf.save_pretrained(folder)
     hidden, inner, layers, heads, shared = SHAPES[shape]
     torch.manual_seed(SEED)
@@ -172,7 +175,7 @@ def query_bench(
             queries, task, mode, batch_size=count, share_prefix=share
         )
 
-    bench.add("no prompt", lambda: encoder.encode_passages(queries, batch_size=count))
+    bench.add("no prompt", lambda: encode_bare(encoder, task, queries))
     bench.add("instruction, shared", ours("none"))
     bench.add("text, shared", ours("text"))
     bench.add("epic, shared", ours("epic"))
@@ -184,6 +187,17 @@ def query_bench(
             "text, FlagICLModel", lambda: flag.encode_queries(queries, batch_size=count), slow
         )
     return bench
+
+
+def encode_bare(encoder: EpicEncoder, task: Task, queries: list[str]) -> Vectors:
+    """The same token ids as behind a prompt, in the same engine, without the prompt."""
+    checkpoint = encoder.checkpoint
+    wording = query_prompt(checkpoint.config.template, task, "none")
+    rows = checkpoint.tokenizer.text_ids(queries, wording, checkpoint.config.max_length)
+    with torch.no_grad():
+        states = checkpoint.backbone.encode(rows)
+    vectors: Vectors = torch.nn.functional.normalize(states, dim=1).numpy()
+    return vectors
 
 
 def flag_model(folder: Path, task: Task) -> Any:  # noqa: ANN401 (None where it is not installed)
@@ -320,6 +334,9 @@ def main(
         result = summarise(benches, exact, task)
     for line in report(result):
         typer.echo(line)
+    apart = [one for one in result["agreement"] if one["smallest_cosine"] < LEAST_COSINE]
+    if apart:
+        raise EpicError(f"not the same work: {apart}")
     if out is not None:
         record = {**environment(threads), "shape": shape, "texts": count, **result}
         out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
