@@ -79,7 +79,10 @@ def test_a_dry_run_shows_every_data_set_and_trains_nothing(toy: Path, tmp_path: 
     ("arguments", "said"),
     [
         ([], "no folder to write to; name one with --out, or look first with --dry-run"),
-        (["--out", "OUT", "--set", "optimizer.step=2"], "optimizer.step: Extra inputs"),
+        (
+            ["--out", "OUT", "--set", "optimizer.step=2"],
+            "optimizer.step: unknown key; expected betas",
+        ),
         (["--out", "OUT", "--set", "steps"], "'steps' sets nothing; expected key=value"),
         (["--out", "OUT", "--mix", "absent.yaml"], "absent.yaml"),
         (["--out", "OUT", "--mix", "MIX"], "ratio is 0; remove the dataset instead"),

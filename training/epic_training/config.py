@@ -6,7 +6,7 @@ The defaults are the paper's recipe (section 3.1 and appendix A.1). Knows no mod
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -228,8 +228,23 @@ def load_config(
 
 def _fault(error: Mapping[str, Any]) -> str:
     place = ".".join(map(str, error["loc"])) or "settings"
+    if error["type"] == "extra_forbidden":
+        return f"{place}: unknown key; expected {', '.join(_known(error['loc'][:-1]))}"
     given = f" (given: {reprlib.repr(error['input'])})" if error["type"] != "missing" else ""
     return f"{place}: {error['msg']}{given}"
+
+
+def _known(section: Sequence[int | str]) -> list[str]:
+    """The keys of a section; those of the top for an empty one."""
+    found: type[BaseModel] = TrainConfig
+    for name in section:
+        inner = found.model_fields[str(name)].annotation
+        kinds = [kind for kind in (inner, *get_args(inner)) if isinstance(kind, type)]
+        models = [kind for kind in kinds if issubclass(kind, BaseModel)]
+        if not models:
+            return ["the keys that epic_training.config.TrainConfig documents"]
+        found = models[0]
+    return sorted(found.model_fields)
 
 
 def _read(file: Path) -> dict[str, Any]:
