@@ -506,3 +506,12 @@ def test_on_real_data(tldr: Path, tmp_path: Path, name: str) -> None:
         assert list(row.negative_scores) == sorted(row.negative_scores, reverse=True)
     assert report.mined > 600
     assert report.answers > 100, "positives are found, and dropped"
+
+
+def test_an_error_before_any_work_leaves_nothing_behind(tmp_path: Path) -> None:
+    """So that the setting that mends it is not refused as another run's."""
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"query": "q", "positive": "p"}\n{"query": "q"}\n', encoding="utf-8")
+    with pytest.raises(InputError, match="line 2"):
+        mine_negatives(pairs, tmp_path / "out.jsonl", Bm25Source())
+    assert not list(tmp_path.glob("out.jsonl.partial"))

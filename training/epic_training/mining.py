@@ -167,8 +167,12 @@ def mine_negatives(
     }
     with exclusive(out.with_name(f".{out.name}.lock"), str(out)):
         workspace = Workspace(out, made_from)
-        checked = _checked_rows(pairs, chosen, source, show_progress=show_progress)
-        pool = read_pool(checked, _corpus_texts(corpus, show_progress=show_progress))
+        try:
+            checked = _checked_rows(pairs, chosen, source, show_progress=show_progress)
+            pool = read_pool(checked, _corpus_texts(corpus, show_progress=show_progress))
+        except InputError:
+            workspace.leave_if_empty()  # what mends the error may be another setting
+            raise
         run = _Run(source, settings, pool, workspace, show_progress)
         counts, blocks = run.mine(read_rows(pairs, chosen))
         workspace.finish(blocks)

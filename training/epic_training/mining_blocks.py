@@ -52,6 +52,11 @@ class Workspace:
                 " begin anew"
             )
 
+    def leave_if_empty(self) -> None:
+        """Take the folder away again while it holds no finished work."""
+        if [path.name for path in self.folder.iterdir()] == ["made_from.json"]:
+            shutil.rmtree(self.folder)
+
     def counts(self, number: int) -> Counter[str] | None:
         """What was counted when block `number` was written; None where it still has to be."""
         path = self._block(number)

@@ -77,6 +77,9 @@ class RunFolder:
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
         write(partial)
+        (partial / "README.md").unlink(
+            missing_ok=True
+        )  # peft's, without content: export writes one
         if scores:
             write_atomically(partial / "scores.json", _as_json(_spelled(scores)))
         shutil.copy(self.path / "run.json", partial / "run.json")
