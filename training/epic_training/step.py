@@ -164,8 +164,10 @@ class ContrastiveStep(nn.Module):
         if config.mode == "none" or (config.mode == "epic" and one_for_all):
             return [Draw(np.arange(n), np.arange(0))]
         groups = n if config.prompts == "sample" else config.groups
-        share = 1.0 if config.mode == "text" else config.text_share
-        return draw_demonstrations(batch.pair_keys(), groups, config.max_demonstrations, rng, share)
+        textual = 1.0 if config.mode == "text" else config.text_share
+        return draw_demonstrations(
+            batch.pair_keys(), groups, config.max_demonstrations, rng, textual
+        )
 
     def _needs_prompt(self, draw: Draw) -> bool:
         """Whether a draw's queries stand behind more than their instruction."""
