@@ -34,7 +34,6 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, Qwen2Config, Qwen2Model
 
 from epic_retrieval import Demonstration, EpicEncoder, EpicError, Task
-from epic_retrieval.checkpoint import load_checkpoint
 from epic_retrieval.projector import Projector
 from epic_retrieval.prompt import query_prompt
 from epic_retrieval.prompt_cache import PromptCache
@@ -80,7 +79,9 @@ def save_model(folder: Path, shape: str, vocabulary: Path) -> None:
 
 def open_encoder(folder: Path, dtype: str = "float32") -> EpicEncoder:
     """Our encoder, with a random projector so that mode "epic" runs."""
-    checkpoint = load_checkpoint(folder, device="cpu", dtype=dtype, template=TEMPLATE)
+    checkpoint = EpicEncoder.from_pretrained(
+        folder, device="cpu", dtype=dtype, template=TEMPLATE
+    ).checkpoint
     torch.manual_seed(SEED)
     projector = Projector(checkpoint.backbone.dimension).eval()
     projector.scale_to(torch.randn(64, projector.dimension), checkpoint.backbone.embedding_rms())

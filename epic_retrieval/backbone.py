@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from epic_retrieval.int8 import Int8Linear
+from epic_retrieval.linear import Int8Linear
 from epic_retrieval.packed import can_pack, enable_packing, encode_packed, pack
 from epic_retrieval.pooling import Pooling, pool_eos
 from epic_retrieval.prefix import Prefix

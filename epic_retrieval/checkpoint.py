@@ -21,7 +21,7 @@ from epic_retrieval.backbone import Backbone
 from epic_retrieval.checkpoint_config import CONFIG_NAME, EpicConfig
 from epic_retrieval.checkpoint_foreign import infer_config, read_json
 from epic_retrieval.errors import CheckpointError, InputError
-from epic_retrieval.int8 import quantise
+from epic_retrieval.linear import quantise
 from epic_retrieval.pooling import LatentPooling, Pooling, pool_eos, pool_mean
 from epic_retrieval.projector import LearnedTokens, Projector
 from epic_retrieval.prompt import Prompt, Vectors

@@ -26,6 +26,7 @@ from epic_retrieval.backbone import sampled_counts
 from epic_retrieval.batching import Batcher, tokens_at_once
 from epic_retrieval.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from epic_retrieval.errors import CheckpointError, EpicError, InputError
+from epic_retrieval.linear import prepack
 from epic_retrieval.prefix import Prefix
 from epic_retrieval.prompt import (
     Mode,
@@ -106,6 +107,7 @@ class EpicEncoder:
         checkpoint = load_checkpoint(
             path_or_hub_id, device=device, dtype=dtype, template=template, max_length=max_length
         )
+        prepack(checkpoint.backbone.model)
         if path_or_hub_id is None:
             _announce_bundled(checkpoint.name, checkpoint.backbone.dimension)
         return cls(checkpoint, cache)

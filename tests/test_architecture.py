@@ -25,7 +25,7 @@ LINES = (
         "tokenization",
         "backbone",
         "packed",
-        "int8",
+        "linear",
         "prefix",
         "checkpoint",
         "checkpoint_config",
