@@ -101,8 +101,10 @@ def epic_run(
     }
 
 
-def measure(folder: Path, task: Task, encoder: EpicEncoder, rival: Path, k: int) -> dict[str, Any]:
-    """All systems on one data set; nDCG@10 by system, and the seconds that the build took."""
+def measure(
+    folder: Path, task: Task, encoders: Sequence[EpicEncoder], rival: Path, k: int
+) -> dict[str, Any]:
+    """All systems on one data set; nDCG@10 by system, and the seconds that each build took."""
     corpus = read_jsonl(folder / "corpus.jsonl")
     texts = {row["_id"]: f"{row.get('title', '')}\n{row['text']}".strip() for row in corpus}
     qrels = read_qrels(folder / "qrels.tsv")
@@ -116,25 +118,30 @@ def measure(folder: Path, task: Task, encoder: EpicEncoder, rival: Path, k: int)
         "BM25": ndcg(qrels, bm25_run(texts, queries, k)),
         "potion-base-4m": ndcg(qrels, static_run(rival, texts, queries, k)),
     }
-    with tempfile.TemporaryDirectory() as temporary:
-        out = Path(temporary) / "index"
-        command = [str(Path(sys.executable).with_name("epic")), "index", "build", str(folder)]
-        command += ["--out", str(out), "--skip-empty"]
-        if encoder.checkpoint.folders[0].name != "epic-mini":
-            command += ["--model", str(encoder.checkpoint.folders[0])]
-        started = time.monotonic()
-        subprocess.run(command, check=True)
-        seconds = time.monotonic() - started
-        with PassageIndex.open(out) as index:
-            for mode in reversed(MODES):
-                run = epic_run(encoder, index, task, mode, queries, k)
-                scores[f"{encoder.checkpoint.name}, {mode}"] = ndcg(qrels, run)
+    seconds = {}
+    for encoder in encoders:
+        precision = encoder.checkpoint.backbone.precision.removeprefix("torch.")
+        with tempfile.TemporaryDirectory() as temporary:
+            out = Path(temporary) / "index"
+            command = [str(Path(sys.executable).with_name("epic")), "index", "build", str(folder)]
+            command += ["--out", str(out), "--skip-empty", "--dtype", precision]
+            if encoder.checkpoint.folders[0].name != "epic-mini":
+                command += ["--model", str(encoder.checkpoint.folders[0])]
+            started = time.monotonic()
+            subprocess.run(command, check=True)
+            seconds[precision] = round(time.monotonic() - started, 1)
+            with PassageIndex.open(out) as index:
+                for mode in reversed(MODES):
+                    run = epic_run(encoder, index, task, mode, queries, k)
+                    name = f"{encoder.checkpoint.name}, {mode}"
+                    name += "" if precision == "float32" else f", {precision}"
+                    scores[name] = ndcg(qrels, run)
     return {
         "task": task.name,
         "passages": len(texts),
         "queries": len(queries),
         "ndcg@10": scores,
-        "build_seconds": round(seconds, 1),
+        "build_seconds": seconds,
     }
 
 
@@ -160,12 +167,12 @@ def main(
 ) -> None:
     """Measure, print the table, write the JSON."""
     plan = yaml.safe_load((HERE / "retrieval_quality.yaml").read_text(encoding="utf-8"))
-    encoder = EpicEncoder.from_pretrained(model)
+    encoders = [EpicEncoder.from_pretrained(model, dtype=d) for d in ("float32", "int8")]
     results = {}
     for name, task in plan["datasets"].items():
         found = load_task(HERE / task if task.endswith(".yaml") else task)
         rival = data / "models" / "potion-base-4m-int8"
-        results[name] = measure(data / "retrieval" / name, found, encoder, rival, plan["k"])
+        results[name] = measure(data / "retrieval" / name, found, encoders, rival, plan["k"])
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607
         capture_output=True,
@@ -177,7 +184,7 @@ def main(
         "command": "python benchmarks/retrieval_quality.py --data DATA",
         "commit": commit.stdout.strip(),
         "hardware": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores",
-        "model": encoder.name,
+        "model": encoders[0].name,
         "results": results,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
