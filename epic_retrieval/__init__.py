@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         PassageIndexError,
     )
     from epic_retrieval.index import PassageIndex
+    from epic_retrieval.pool import EncoderPool
     from epic_retrieval.tasks import Demonstration, Task, builtin_tasks, load_task
 
     __version__: str
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointError",
     "Demonstration",
+    "EncoderPool",
     "EpicEncoder",
     "EpicError",
     "InputError",
@@ -37,6 +39,7 @@ __all__ = [
 _HOMES = {
     "CheckpointError": "errors",
     "Demonstration": "tasks",
+    "EncoderPool": "pool",
     "EpicEncoder": "encoder",
     "EpicError": "errors",
     "InputError": "errors",

@@ -31,7 +31,7 @@ LINES = (
         "checkpoint_config",
         "checkpoint_foreign",
     },
-    {"prompt_cache", "batching", "query_batcher", "encoder"},
+    {"prompt_cache", "batching", "query_batcher", "encoder", "pool"},
     {"evaluation", "epic_training"} | INTEGRATIONS,
     {"cli"},
 )
