@@ -119,31 +119,43 @@ def _attention(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
         return plain
+    layer: Any = module.layer_idx
+    model: Any = module.config
+    # Of the last layer's results only the end tokens' are asked for.
+    last = layer == model.num_hidden_layers - 1
     heads, tokens, size = query.shape[1:]
     scale = scaling or size**-0.5
-    out = query.new_empty(1, tokens, heads, size)
+    out = (query.new_zeros if last else query.new_empty)(1, tokens, heads, size)
     wide = torch.promote_types(query.dtype, torch.float32)
     normaliser = query.new_empty(1, heads, tokens, dtype=wide)
     for start, rows, length in packing.runs:
         part = slice(start, start + rows * length)
+        asked = slice(start + length - 1, part.stop, length) if last else part
 
-        def by_row(tensor: Tensor, part: slice = part, rows: int = rows) -> Tensor:
+        def by_row(tensor: Tensor, part: slice, rows: int = rows) -> Tensor:
             cut: Tensor = tensor[0, :, part].unflatten(1, (rows, -1))
             return cut.transpose(0, 1)  # (n, H, L, D)
 
-        own, weight = _fused(by_row(query), by_row(key), by_row(value), scale, causal=True)
-        out[0, part] = own.transpose(1, 2).flatten(0, 1)
-        normaliser[0, :, part] = weight.transpose(0, 1).flatten(1)
+        own, weight = _fused(
+            by_row(query, asked), by_row(key, part), by_row(value, part), scale, causal=not last
+        )
+        out[0, asked] = own.transpose(1, 2).flatten(0, 1)
+        normaliser[0, :, asked] = weight.transpose(0, 1).flatten(1)
     if packing.prefix is not None:
-        layer: Any = module.layer_idx
         keys, values = packing.prefix.keys[layer], packing.prefix.values[layer]
+        if last:
+            query, normaliser = query[:, :, packing.ends], normaliser[..., packing.ends]
         # Heads that share keys stand in one sequence: (1, H_kv, H / H_kv * T, D).
-        groups = key.shape[1]
-        stacked = query.reshape(1, groups, -1, size)
-        past, weight = _fused(stacked, keys, values, scale, causal=False)
-        share = torch.sigmoid(weight.reshape(1, heads, tokens) - normaliser)  # of the prefix
-        past = past.reshape(1, heads, tokens, size).transpose(1, 2)
-        out.lerp_(past, share.transpose(1, 2)[..., None].to(out.dtype))
+        past, weight = _fused(
+            query.reshape(1, key.shape[1], -1, size), keys, values, scale, causal=False
+        )
+        share = torch.sigmoid(weight.reshape(normaliser.shape) - normaliser)  # of the prefix
+        share = share.transpose(1, 2)[..., None].to(out.dtype)
+        past = past.reshape(1, heads, -1, size).transpose(1, 2)
+        if last:
+            out[:, packing.ends] = torch.lerp(out[:, packing.ends], past, share)
+        else:
+            out.lerp_(past, share)
     return out, None
 
 
