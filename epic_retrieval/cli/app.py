@@ -8,8 +8,11 @@ from typing import Annotated
 import typer
 
 from epic_retrieval.cli.demo import demo
+from epic_retrieval.cli.encode import encode
 from epic_retrieval.cli.export import export
 from epic_retrieval.cli.index import index_app
+from epic_retrieval.cli.index_changes import changes_app
+from epic_retrieval.cli.index_transfer import transfer_app
 from epic_retrieval.cli.mine import mine
 from epic_retrieval.cli.tasks import tasks
 from epic_retrieval.cli.train import train
@@ -24,6 +27,9 @@ app = typer.Typer(
 )
 app.command()(tasks)
 app.command()(demo)
+app.command()(encode)
+index_app.add_typer(changes_app)
+index_app.add_typer(transfer_app)
 app.add_typer(index_app, name="index")
 app.command()(train)
 app.command()(mine)

@@ -1,9 +1,12 @@
-"""A lock between builders of the same index, that ends with its holder, however that ends.
+"""Locks between processes, that end with their holder, however that ends.
 
-Knows nothing of indexes.
+One holder of an exclusive lock; any number of a shared one. Knows nothing of indexes.
 """
 
+import contextlib
 import os
+import secrets
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,28 +19,82 @@ if sys.platform == "win32":
 else:
     import fcntl
 
+# Windows locks bytes, not files, and knows no shared lock there: each sharer takes a byte of its
+# own, beyond the end of the file, and who wants to know of sharers takes all of them.
+_SHARERS = 2**30
+
 
 @contextmanager
-def exclusive(path: Path, what: str) -> Iterator[None]:
+def exclusive(path: Path, what: str, doing: str = "built") -> Iterator[None]:
     """Hold the lock file `path`; it is removed afterwards.
 
     Raises:
-        PassageIndexError: Another process or thread holds it. `what` names what it is building.
+        PassageIndexError: Another process or thread holds it. `what` names what it is working on,
+            and `doing` what it does with it.
         OSError: The file cannot be made or locked here.
     """
-    handle = _acquire(path, what)
+    handle = _acquire(path, what, doing)
     try:
-        os.ftruncate(handle, 0)
-        os.write(handle, f"{os.getpid()}\n".encode())
+        # On a full disk the lock holds all the same; it only does not say who holds it.
+        with contextlib.suppress(OSError):
+            os.ftruncate(handle, 0)
+            os.write(handle, f"{os.getpid()} on {socket.gethostname()}\n".encode())
         yield
     finally:
-        if sys.platform != "win32":
+        if sys.platform != "win32" and _is_same(handle, path):
             # Removed while still locked, and whoever opened it before finds out in _acquire.
             path.unlink(missing_ok=True)
         os.close(handle)
 
 
-def _acquire(path: Path, what: str) -> int:
+def shared(path: Path) -> int:
+    """Hold the existing file `path` together with others, until the handle is closed.
+
+    Returns:
+        A handle for `os.close`.
+
+    Raises:
+        FileNotFoundError: There is no such file, or it was removed at this moment.
+        BlockingIOError: `unshared` looks at it at this moment.
+        OSError: It cannot be opened, or the file system has no locks.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        if sys.platform == "win32":
+            _lock_bytes(handle, 1 + secrets.randbelow(_SHARERS), 1)
+        else:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if not _is_same(handle, path):
+            raise FileNotFoundError(f"{path} was removed")
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+@contextmanager
+def unshared(path: Path) -> Iterator[bool]:
+    """Whether nobody holds `path` shared; if so, nobody can while the block runs.
+
+    Raises:
+        OSError: The file cannot be opened, or the file system has no locks.
+    """
+    handle = os.open(path, os.O_RDWR)
+    try:
+        try:
+            if sys.platform == "win32":
+                _lock_bytes(handle, 1, _SHARERS)
+            else:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
+
+
+def _acquire(path: Path, what: str, doing: str) -> int:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -47,7 +104,7 @@ def _acquire(path: Path, what: str) -> int:
         except BlockingIOError as error:
             os.close(handle)
             raise PassageIndexError(
-                f"{what} is being built by another process{_holder(path)}. "
+                f"{what} is being {doing} by another process{_holder(path)}. "
                 "Wait until it ends, stop it, or choose another folder."
             ) from error
         except OSError:
@@ -58,12 +115,19 @@ def _acquire(path: Path, what: str) -> int:
 
 def _lock(handle: int) -> None:
     if sys.platform == "win32":
-        try:
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        except OSError as error:
-            raise BlockingIOError(str(error)) from error
+        _lock_bytes(handle, 0, 1)
     else:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+if sys.platform == "win32":
+
+    def _lock_bytes(handle: int, start: int, count: int) -> None:
+        os.lseek(handle, start, os.SEEK_SET)
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, count)
+        except OSError as error:
+            raise BlockingIOError(str(error)) from error
 
 
 def _is_same(handle: int, path: Path) -> bool:

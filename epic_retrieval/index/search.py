@@ -3,21 +3,30 @@
 Knows nothing of models: queries come as vectors.
 """
 
-import operator
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
+
+import numpy as np
 
 from epic_retrieval.errors import InputError, PassageIndexError
-from epic_retrieval.index._flat import FlatIndex, nearest
-from epic_retrieval.index._open import REBUILD, file_problems, read_vectors
+from epic_retrieval.index._faiss import load_faiss
+from epic_retrieval.index._finding import best_rows, checked_count, checked_parameters
+from epic_retrieval.index._open import View, open_view
+from epic_retrieval.index._shard_folder import truncated
 from epic_retrieval.index._vectors import Vectors, checked_vectors
-from epic_retrieval.index.manifest import PASSAGES, EncoderInfo, Manifest, read_manifest
-from epic_retrieval.index.passage import Passage
-from epic_retrieval.index.store import PassageStore
+from epic_retrieval.index.generations import Reading, reading
+from epic_retrieval.index.manifest import EncoderInfo, Manifest, read_manifest
+from epic_retrieval.index.passage import JSON, Passage
+from epic_retrieval.index.where import Condition
+
+Where: TypeAlias = Mapping[str, JSON] | Condition
 
 _ATTEMPTS = 3
+_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -32,60 +41,52 @@ class Hit:
 class PassageIndex:
     """An open index folder; make one with `PassageIndex.open`. Searching is thread-safe.
 
-    It keeps serving what it opened, even if the folder is replaced by a newer index.
+    It keeps serving what it opened: what others add, change or delete afterwards is seen by those
+    who open the folder then.
     """
 
-    def __init__(
-        self, folder: Path, manifest: Manifest, vectors: FlatIndex, store: PassageStore
-    ) -> None:
+    def __init__(self, folder: Path, view: View, held: Reading) -> None:
         self._folder = folder
-        self._manifest = manifest
-        self._vectors: FlatIndex | None = vectors
-        self._store = store
+        self._manifest = view.manifest
+        self._view: View | None = view
+        # Also for those who never close.
+        self._release = weakref.finalize(self, _release, view, held)
 
     @classmethod
     def open(cls, folder: str | Path, *, check: bool = True) -> Self:
-        """Open an index folder, reading its vectors into memory; passages are read when found.
+        """Open an index folder. Vectors and passages are read when they are needed.
+
+        Whether files have their checksums is found out once for each state of a file, and then
+        remembered in the user's cache folder.
 
         Args:
             folder: What `build_index` made.
-            check: Compare every file with its checksum first. Without it only sizes and counts
-                are compared: quicker, but FAISS takes damaged vectors without complaint.
+            check: Compare every file with its checksum first. Without it, vectors and passages
+                are only compared in size.
 
         Raises:
-            PassageIndexError: Not an index, or a file is missing or damaged.
+            PassageIndexError: Not an index, or a file is missing, a link or damaged.
             MissingExtraError: FAISS is not installed.
         """
-        folder = Path(folder)
-        for _ in range(_ATTEMPTS):
-            manifest = read_manifest(folder)
+        load_faiss()
+        # Files are opened when needed: then a relative path, or a link, may lead elsewhere.
+        folder = Path(folder).resolve()
+        for attempt in range(_ATTEMPTS):
+            held = reading(folder)
             try:
-                opened = cls._opened(folder, manifest, check=check)
-            except PassageIndexError:
-                # A builder may have replaced the folder under our hands: then try the new one.
-                if read_manifest(folder) == manifest:
+                view = open_view(folder, held.manifest, check=check)
+            except BaseException as error:
+                held.close()
+                # Where there are no locks, a writer may have removed files under our hands.
+                if (
+                    attempt + 1 == _ATTEMPTS
+                    or not isinstance(error, PassageIndexError)
+                    or read_manifest(folder) == held.manifest
+                ):
                     raise
                 continue
-            if read_manifest(folder) == manifest:
-                return opened
-            opened.close()
-        raise PassageIndexError(
-            f"{folder}: replaced {_ATTEMPTS} times while it was being opened. Try again later."
-        )
-
-    @classmethod
-    def _opened(cls, folder: Path, manifest: Manifest, *, check: bool) -> Self:
-        for name, problem in file_problems(folder, manifest, checksums=check):
-            raise PassageIndexError(f"{folder / name} {problem}. {REBUILD}")
-        vectors = read_vectors(folder, manifest)
-        store = PassageStore(folder / PASSAGES)
-        if len(store) != manifest.count:
-            store.close()
-            raise PassageIndexError(
-                f"{folder / PASSAGES}: {len(store):,} passages, but the manifest says "
-                f"{manifest.count:,}. {REBUILD}"
-            )
-        return cls(folder, manifest, vectors, store)
+            break
+        return cls(folder, view, held)
 
     @property
     def manifest(self) -> Manifest:
@@ -93,9 +94,9 @@ class PassageIndex:
         return self._manifest
 
     @property
-    def passages(self) -> PassageStore:
-        """The stored passages, by row and by id."""
-        return self._store
+    def passages(self) -> "Passages":
+        """All passages, in the order of their rows."""
+        return Passages(self._opened())
 
     def __len__(self) -> int:
         return self._manifest.count
@@ -106,44 +107,97 @@ class PassageIndex:
         Raises:
             PassageIndexError: The passages were encoded by another one.
         """
-        built = self._manifest.encoder
-        if (encoder.fingerprint, encoder.dimension) != (built.fingerprint, built.dimension):
+        built, width = self._manifest.encoder, self._manifest.truncated_from
+        if encoder.fingerprint != built.fingerprint or (
+            encoder.dimension not in (built.dimension, width)
+        ):
+            cut = f", cut from {width}" if width else ""
             raise PassageIndexError(
-                f"{self._folder} was built with {_described(built)}, but queries come from "
+                f"{self._folder} was built with {_described(built, cut)}, but queries come from "
                 f"{_described(encoder)}; their vectors cannot be compared. Load the encoder that "
                 "the index was built with, or build the index again with this one."
             )
 
-    def search(self, vectors: Vectors, k: int) -> list[list[Hit]]:
+    def search(
+        self,
+        vectors: Vectors,
+        k: int,
+        where: Where | None = None,
+        parameters: Mapping[str, int] | None = None,
+    ) -> list[list[Hit]]:
         """The k passages with the highest cosine, for each query.
 
-        Exact, and the same whichever queries are asked together: cosines are computed in double
-        precision, and equal ones are ordered by the passages' order in the corpus.
+        Cosines are computed in double precision, and equal ones are ordered by row. An index of
+        the kind "Flat" finds exactly the best, and so does every kind where `where` lets few
+        passages through; others find most of them (see the recall in the manifest). In any case
+        there are k hits if so many passages match.
 
         Args:
-            vectors: (n, dimension) float32, each row of length 1; n may be 0.
+            vectors: (n, dimension) float32, each row of length 1; n may be 0. Where the index
+                keeps less of each vector than the encoder gives, both widths will do.
             k: At least 1; more than there are passages gives all.
+            where: Only passages whose metadata match are found; see
+                `epic_retrieval.index.where.parse` for how to write it.
+            parameters: Replace those stored with the index: "nprobe" or "efSearch", how far the
+                search structure looks, and "candidates", how many of its proposals are scored.
 
         Raises:
-            InputError: Vectors or k are not as described.
-            PassageIndexError: The index is closed, or its passages cannot be read.
+            InputError: An argument is not as described.
+            PassageIndexError: The index is closed, or its files cannot be read.
         """
-        index = self._vectors
-        if index is None:
-            raise PassageIndexError(f"{self._folder}: the index is closed. Open it again.")
-        queries = checked_vectors(vectors, self._manifest.dimension, "The queries are")
-        found = nearest(index, queries, min(_checked_k(k), len(self)))
-        wanted = sorted({row for near in found for row, _ in near})
-        passages = dict(zip(wanted, self._store.fetch(wanted), strict=True))
+        view = self._opened()
+        queries = self._queries(vectors)
+        wanted = checked_count("k", k)
+        settings = checked_parameters(view, parameters)
+        allowed = view.allowed(where)
+        wanted = min(wanted, len(self) if allowed is None else allowed.count)
+        if not wanted or not len(queries):
+            return [[] for _ in queries]
+        found = best_rows(view, queries, wanted, allowed, settings)
+        rows = np.unique(found.rows)
+        passages = dict(zip(rows.tolist(), view.shards.fetch(rows), strict=True))
         return [
-            [Hit(passages[row], score, rank) for rank, (row, score) in enumerate(near, start=1)]
-            for near in found
+            [
+                Hit(passages[row], score, rank)
+                for rank, (row, score) in enumerate(zip(near, scores, strict=True), start=1)
+            ]
+            for near, scores in zip(found.rows.tolist(), found.cosines.tolist(), strict=True)
         ]
+
+    def get(self, ids: Iterable[str]) -> dict[str, Passage]:
+        """The passages with these ids, in the order of the ids; absent ones are left out.
+
+        Raises:
+            InputError: `ids` is one text.
+            PassageIndexError: The index is closed, or its files cannot be read.
+        """
+        view = self._opened()
+        found = view.shards.find(_checked_ids(ids), view.deleted)
+        passages = view.shards.fetch(list(found.values()))
+        return dict(zip(found, passages, strict=True))
+
+    def vectors(self, ids: Iterable[str]) -> Vectors:
+        """The stored vectors of these passages, (n, dimension) float32; repeats allowed.
+
+        Raises:
+            InputError: There is no passage with one of these ids, or `ids` is one text.
+            PassageIndexError: The index is closed, or its files cannot be read.
+        """
+        view = self._opened()
+        wanted = _checked_ids(ids)
+        found = view.shards.find(wanted, view.deleted)
+        missing = [key for key in wanted if key not in found]
+        if missing:
+            raise InputError(
+                f'{self._folder} has no passage with the id "{missing[0]}" ({len(missing):,} of '
+                f"{len(wanted):,} ids are not there). Leave such ids out; `get` tells which exist."
+            )
+        return view.shards.take(np.array([found[key] for key in wanted], dtype=np.int64))
 
     def close(self) -> None:
         """Let go of memory and files; a second call does nothing."""
-        self._vectors = None
-        self._store.close()
+        self._view = None
+        self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -156,20 +210,48 @@ class PassageIndex:
     ) -> None:
         self.close()
 
+    def _opened(self) -> View:
+        if self._view is None:
+            raise PassageIndexError(f"{self._folder}: the index is closed. Open it again.")
+        return self._view
 
-def _checked_k(k: int) -> int:
-    try:
-        number = operator.index(k)
-    except TypeError as error:
-        raise InputError(f"k is {k!r}: expected a whole number, at least 1.") from error
-    if number < 1 or isinstance(k, bool):
-        raise InputError(f"k is {k!r}: expected a whole number, at least 1.")
-    return number
+    def _queries(self, vectors: Vectors) -> Vectors:
+        dimension, width = self._manifest.dimension, self._manifest.truncated_from
+        if width is not None and np.shape(vectors)[1:] == (width,):
+            return truncated(checked_vectors(vectors, width, "The queries are"), dimension)
+        return checked_vectors(vectors, dimension, "The queries are")
 
 
-def _described(encoder: EncoderInfo) -> str:
+class Passages:
+    """The passages of an open index in the order of their rows, without those deleted."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def __len__(self) -> int:
+        return self._view.manifest.count
+
+    def __iter__(self) -> Iterator[Passage]:
+        shards, alive = self._view.shards, self._view.allowed(None)
+        for start in range(0, len(shards), _AT_ONCE):
+            rows = np.arange(start, min(start + _AT_ONCE, len(shards)))
+            yield from shards.fetch(rows if alive is None else rows[alive.mask[rows]])
+
+
+def _release(view: View, held: Reading) -> None:
+    view.shards.close()
+    held.close()
+
+
+def _checked_ids(ids: Iterable[str]) -> list[str]:
+    if isinstance(ids, str):
+        raise InputError(f'ids is the text "{ids}": expected a list of ids, such as ["{ids}"].')
+    return list(ids)
+
+
+def _described(encoder: EncoderInfo, cut: str = "") -> str:
     task = f", task {encoder.task}" if encoder.task else ""
     return (
         f'"{encoder.name}" (fingerprint {encoder.fingerprint}, {encoder.dimension} dimensions'
-        f"{task})"
+        f"{cut}{task})"
     )

@@ -5,15 +5,19 @@ Knows nothing of vectors or FAISS.
 
 import json
 import sqlite3
-import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from epic_retrieval.errors import InputError, PassageIndexError
+from epic_retrieval.index._connections import Connections
+from epic_retrieval.index._fields import FieldsReader, FieldsWriter, Form, Mask
 from epic_retrieval.index.passage import Passage
+from epic_retrieval.index.where import ID, Condition, evaluate, mask
 
 _SCHEMA = """
 CREATE TABLE passages (
@@ -24,42 +28,73 @@ CREATE TABLE passages (
     metadata TEXT NOT NULL
 )
 """
-_COLUMNS = "SELECT row, id, title, text, metadata FROM passages"
+# Made once: json.dumps makes one for each call. Mappings may be others than dicts.
+_JSON = json.JSONEncoder(allow_nan=False, default=dict)
+_COLUMNS = "row, id, title, text, metadata"
 # Old builds of SQLite take at most 999 parameters.
 _BATCH = 500
-_T = TypeVar("_T")
+_T = TypeVar("_T", int, str)
+
+
+def metadata_text(passage: Passage) -> str:
+    """A passage's metadata as the JSON that is stored.
+
+    Raises:
+        InputError: JSON cannot hold it: a number of more than 4,300 digits, say.
+    """
+    try:
+        return _JSON.encode(passage.metadata)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(
+            f'The metadata of passage "{passage.id}" cannot be stored as JSON ({error}): '
+            "change or remove it."
+        ) from error
 
 
 class StoreWriter:
-    """Writes a new store. It is complete once `close` returns, and worthless before."""
+    """Writes a new store. It is complete once `commit` and `close` returned, worthless before.
+
+    Args:
+        path: The file to make. A file beside it, with ".scratch" appended, comes and goes.
+
+    Raises:
+        sqlite3.Error: From here and every method: writing failed, as on a full disk.
+    """
 
     def __init__(self, path: Path) -> None:
         self.count = 0
         self._connection = sqlite3.connect(path, isolation_level=None)
-        # A half-written store is thrown away with its folder, so no journal is needed.
-        self._connection.execute("PRAGMA journal_mode = OFF")
-        self._connection.execute("PRAGMA synchronous = OFF")
-        self._connection.execute(_SCHEMA)
-        self._connection.execute("BEGIN")
+        try:
+            # A half-written store is thrown away with its folder, so no journal is needed.
+            self._connection.execute("PRAGMA journal_mode = OFF")
+            self._connection.execute("PRAGMA synchronous = OFF")
+            self._connection.execute(_SCHEMA)
+            self._fields = FieldsWriter(self._connection, path.with_name(f"{path.name}.scratch"))
+            self._connection.execute("BEGIN")
+        except BaseException:
+            self._connection.close()
+            raise
 
     def add(self, passages: Iterable[Passage]) -> None:
         """Append passages.
 
         Raises:
-            InputError: An id is there already.
+            InputError: An id is there already, or JSON cannot hold its metadata.
         """
         for passage in passages:
-            metadata = json.dumps(passage.metadata, allow_nan=False, default=dict)
-            cells = (self.count, passage.id, passage.title, passage.text, metadata)
+            cells = (self.count, passage.id, passage.title, passage.text, metadata_text(passage))
             try:
                 self._connection.execute("INSERT INTO passages VALUES (?, ?, ?, ?, ?)", cells)
             except sqlite3.IntegrityError as error:
                 raise InputError(self._twice(passage.id)) from error
+            self._fields.add(self.count, passage.metadata)
             self.count += 1
 
     def commit(self) -> None:
-        """Write what is still in memory."""
+        """Write what is still in memory, and what filters need. Nothing can be added afterwards."""
+        self._fields.write(self.count)
         self._connection.execute("COMMIT")
+        self._fields.finish()
 
     def close(self) -> None:
         """Let go of the file."""
@@ -77,25 +112,23 @@ class StoreWriter:
 class PassageStore:
     """Reads a store, from any number of threads; passages are fetched when asked for.
 
+    Args:
+        path: The file. It is opened when first needed.
+        rows: How many passages it holds; None counts them now.
+        connections: Lends connections to this and other stores, and is closed by whoever made it.
+            None makes one for this store alone.
+
     Raises:
-        PassageIndexError: From here and every method, when the file is missing, damaged or closed.
+        PassageIndexError: From every method, when the file is missing, damaged or closed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, rows: int | None = None, connections: Connections | None = None
+    ) -> None:
         self._path = path
-        # One connection behind a lock, not one for each thread: a connection that is opened
-        # later could meet another index, if this one has been replaced in the meantime.
-        self._lock = threading.Lock()
-        with self._reading():
-            # Nothing writes to a finished store: immutable spares locks and side files.
-            uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
-            self._connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
-        try:
-            # SQLite opens the file at the first query: now, for the same reason.
-            self._count = int(self._rows("SELECT count(*) FROM passages")[0][0])
-        except PassageIndexError:
-            self._connection.close()
-            raise
+        self._own = connections is None
+        self._connections = Connections(limit=8) if connections is None else connections
+        self._count = rows if rows is not None else self._counted()
 
     def __len__(self) -> int:
         return self._count
@@ -104,49 +137,61 @@ class PassageStore:
         for start in range(0, self._count, _BATCH):
             yield from self.fetch(range(start, min(start + _BATCH, self._count)))
 
-    def fetch(self, rows: Sequence[int]) -> list[Passage]:
+    def fetch(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Passage]:
         """The passages of these rows (0 to len - 1), in the order asked for; repeats allowed.
 
         Raises:
             PassageIndexError: A row is not there.
         """
-        found: dict[int, Passage] = {}
-        wanted = sorted({int(row) for row in rows})
-        for batch in _batches(wanted):
-            query = f"{_COLUMNS} WHERE row IN ({_marks(batch)})"
-            found.update((cells[0], self._passage(cells)) for cells in self._rows(query, batch))
-        absent = [row for row in wanted if row not in found]
-        if absent:
-            raise PassageIndexError(
-                f"{self._path}: no row {absent[0]}; there are {self._count}. Rows count from 0; "
-                "if this row comes from a search, build the index again."
-            )
+        cells = self._by_row(_COLUMNS, rows)
+        found = {row: self._passage(cells[row]) for row in cells}
         return [found[int(row)] for row in rows]
+
+    def ids(self, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:
+        """The ids of these rows, in the order asked for; repeats allowed.
+
+        Raises:
+            PassageIndexError: A row is not there.
+        """
+        found = self._by_row("row, id", rows)
+        return [str(found[int(row)][1]) for row in rows]
 
     def find(self, ids: Iterable[str]) -> dict[str, Passage]:
         """The passages with these ids; ids that are not there are left out."""
         wanted = list(dict.fromkeys(ids))
         found: dict[str, Passage] = {}
         for batch in _batches(wanted):
-            query = f"{_COLUMNS} WHERE id IN ({_marks(batch)})"
+            query = f"SELECT {_COLUMNS} FROM passages WHERE id IN ({_marks(batch)})"  # noqa: S608
             found.update((cells[1], self._passage(cells)) for cells in self._rows(query, batch))
         return {key: found[key] for key in wanted if key in found}
 
+    def where(self, condition: Condition) -> NDArray[np.int64]:
+        """The rows that match, in order."""
+        with self._connections.borrow(self._path) as connection:
+            return evaluate(condition, _StoredFields(connection, self._count))
+
+    def mask(self, condition: Condition) -> Mask:
+        """For each row, (rows,), whether it matches."""
+        with self._connections.borrow(self._path) as connection:
+            return mask(condition, _StoredFields(connection, self._count))
+
     def problems(self) -> list[str]:
         """What is wrong inside the store: rows that are missing, ids that stand twice."""
-        query = "SELECT min(row), max(row), count(DISTINCT id) FROM passages NOT INDEXED"
-        first, last, ids = self._rows(query)[0]
+        query = "SELECT count(*), min(row), max(row), count(DISTINCT id) FROM passages NOT INDEXED"
+        count, first, last, ids = self._rows(query)[0]
         faults = []
-        if self._count and (first, last) != (0, self._count - 1):
-            faults.append(f"{self._count} rows are numbered {first} to {last}, not from 0 on")
-        if ids != self._count:
-            faults.append(f"{self._count} rows have only {ids} different ids")
+        if count != self._count:
+            faults.append(f"it has {count:,} rows, but should have {self._count:,}")
+        if count and (first, last) != (0, count - 1):
+            faults.append(f"{count:,} rows are numbered {first:,} to {last:,}, not from 0 on")
+        if ids != count:
+            faults.append(f"{count:,} rows have only {ids:,} different ids")
         return faults
 
     def close(self) -> None:
-        """Let go of the file; a second call does nothing."""
-        with self._lock:
-            self._connection.close()
+        """Let go of the file; a second call does nothing. Shared connections stay open."""
+        if self._own:
+            self._connections.close()
 
     def __enter__(self) -> Self:
         return self
@@ -159,28 +204,78 @@ class PassageStore:
     ) -> None:
         self.close()
 
+    def _counted(self) -> int:
+        try:
+            return int(self._rows("SELECT count(*) FROM passages")[0][0])
+        except PassageIndexError:
+            self.close()
+            raise
+
+    def _by_row(
+        self, columns: str, rows: Sequence[int] | NDArray[np.int64]
+    ) -> dict[int, tuple[Any, ...]]:
+        wanted = sorted({int(row) for row in rows})
+        found: dict[int, tuple[Any, ...]] = {}
+        for batch in _batches([row for row in wanted if 0 <= row < self._count]):
+            query = f"SELECT {columns} FROM passages WHERE row IN ({_marks(batch)})"  # noqa: S608
+            found.update((cells[0], cells) for cells in self._rows(query, batch))
+        absent = [row for row in wanted if row not in found]
+        if absent:
+            raise PassageIndexError(
+                f"{self._path}: no row {absent[0]}; there are {self._count}. Rows count from 0; "
+                "if this row comes from a search, build the index again."
+            )
+        return found
+
     def _rows(self, query: str, values: Sequence[int | str] = ()) -> list[tuple[Any, ...]]:
-        with self._lock, self._reading():
-            return self._connection.execute(query, tuple(values)).fetchall()
+        with self._connections.borrow(self._path) as connection:
+            return connection.execute(query, tuple(values)).fetchall()
 
     def _passage(self, cells: tuple[Any, ...]) -> Passage:
         _, passage_id, title, text, metadata = cells
-        with self._reading():
-            return Passage(passage_id, text, title, json.loads(metadata))
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
         try:
-            yield
-        except sqlite3.ProgrammingError as error:
-            raise PassageIndexError(f"{self._path}: the index is closed. Open it again.") from error
-        except (sqlite3.Error, ValueError, TypeError) as error:
+            return Passage(passage_id, text, title, json.loads(metadata))
+        except (ValueError, TypeError, RecursionError) as error:
             raise PassageIndexError(
-                f"{self._path}: missing or damaged ({error}). Build the index again."
+                f"{self._path}: damaged ({error}). Build the index again."
             ) from error
 
 
-def _batches(values: list[_T]) -> Iterator[list[_T]]:
+class _StoredFields(FieldsReader):
+    """The metadata of a store, and its ids under their own key."""
+
+    def equal(self, key: str, values: Iterable[Form]) -> Mask:
+        if key != ID:
+            return super().equal(key, values)
+        found = np.zeros(self.rows, dtype=np.bool_)
+        for batch in _batches([_id(value) for value in values]):
+            found |= self._with_id(f"id IN ({_marks(batch)})", batch)
+        return found
+
+    def compared(self, key: str, sign: str, value: Form) -> Mask:
+        if key != ID:
+            return super().compared(key, sign, value)
+        return self._with_id(f"id {sign} ?", [_id(value)])
+
+    def present(self, key: str) -> Mask:
+        return super().present(key) if key != ID else np.ones(self.rows, dtype=np.bool_)
+
+    def _with_id(self, test: str, values: Sequence[str]) -> Mask:
+        query = f"SELECT row FROM passages WHERE {test}"  # noqa: S608 (values are parameters)
+        found = np.zeros(self.rows, dtype=np.bool_)
+        rows = [row for (row,) in self.connection.execute(query, values)]
+        if rows and not (min(rows) >= 0 and max(rows) < self.rows):
+            raise sqlite3.DatabaseError("there are more rows than there should be")
+        found[rows] = True
+        return found
+
+
+def _id(value: Form) -> str:
+    text = value[1]
+    return text.decode() if isinstance(text, bytes) else str(text)
+
+
+def _batches(values: Sequence[_T]) -> Iterator[Sequence[_T]]:
     return (values[start : start + _BATCH] for start in range(0, len(values), _BATCH))
 
 

@@ -1,44 +1,56 @@
-"""Checks an index folder in full: every byte as built, and every count as stated.
+"""Checks an index folder in full: every byte as built, and all contents as they should be.
 
-Knows nothing of encoders.
+Knows nothing of encoders; whoever has one can hand in its function.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from epic_retrieval.errors import PassageIndexError
-from epic_retrieval.index._open import file_problems, read_vectors
+from epic_retrieval.errors import InputError, PassageIndexError
+from epic_retrieval.index._contents import Problem, content_problems, encoding_problems
+from epic_retrieval.index._faiss import load_faiss
+from epic_retrieval.index._shard_folder import Encode
+from epic_retrieval.index.checksums import file_problems
+from epic_retrieval.index.generations import GENERATIONS, WRITE_LOCK, reading
 from epic_retrieval.index.manifest import (
+    DELETED,
     MANIFEST,
-    PASSAGES,
-    VECTORS,
+    SEARCH,
+    SHARDS,
     Manifest,
+    check_folder,
     read_manifest,
 )
-from epic_retrieval.index.store import PassageStore
 
+__all__ = ["Problem", "VerifyReport", "verify_index"]
 
-@dataclass(frozen=True)
-class Problem:
-    """One fault: what kind, in which file, and what it is, for people."""
-
-    kind: Literal["manifest", "file", "extra", "vectors", "passages"]
-    file: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.file} {self.message}"
+_NAME = r"[a-z]-[0-9a-f]{8,32}"
+# What writers leave until the next one comes by: former generations, and work that was stopped.
+_LEFT = re.compile(
+    rf"({SHARDS}|{SEARCH})(/{_NAME}(\.(new|replaced))?(/.*)?)?|{DELETED}(/{_NAME}\.npy)?"
+    rf"|{GENERATIONS}(/\.?[0-9]+\.(lock|json)(\.[0-9a-f]{{32}})?)?"
+    rf"|\.{re.escape(MANIFEST)}\.[0-9a-f]{{32}}|pending(/.*)?"
+)
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What a check found; `manifest` is None if it could not be read."""
+    """What a check found.
+
+    Attributes:
+        folder: That was checked.
+        manifest: Of the generation that was checked; None if it could not be read.
+        problems: All faults.
+        leftovers: Files of former generations, or of writers that were stopped or are at work;
+            they do no harm, and the next change of the index removes those that nobody needs.
+    """
 
     folder: Path
     manifest: Manifest | None
     problems: tuple[Problem, ...]
+    leftovers: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -46,65 +58,100 @@ class VerifyReport:
         return not self.problems
 
 
-def verify_index(folder: str | Path) -> VerifyReport:
+def verify_index(
+    folder: str | Path, encode: Encode | None = None, sample: int = 100
+) -> VerifyReport:
     """Check an index folder; faults are reported, never raised.
 
-    Every file has its size and checksum, none is missing and none is there that does not belong;
-    the manifest is byte for byte as written; vectors and passages are as many as it says, of its
-    dimension and metric, with ids that are unique.
+    Every file has its size and checksum (all are read, nothing is remembered), none is missing or
+    a link, and none is there that does not belong; the manifest is byte for byte as written;
+    vectors are finite and of length 1; passages, vectors and hashes of ids are as many as the
+    manifest says and fit each other; no id stands twice among what is not deleted; the search
+    structure is of the kind and size that the manifest says. Others may read and write meanwhile.
+
+    Args:
+        folder: The index.
+        encode: As for `build_index`: passages are encoded again, and compared with their vectors
+            (cosine at least 0.999).
+        sample: How many passages, evenly spread; at least 1.
 
     Raises:
+        InputError: `encode` returned something else than unit vectors of the index's encoder.
         MissingExtraError: FAISS is not installed.
     """
-    folder = Path(folder)
+    load_faiss()
+    if sample < 1:
+        raise InputError(f"sample is {sample}: expected at least 1.")
+    folder = Path(folder).resolve()
     try:
-        manifest = read_manifest(folder)
+        held = reading(folder)
     except PassageIndexError as error:
         return VerifyReport(folder, None, (Problem("manifest", MANIFEST, f"fails: {error}"),))
-    problems = [*_manifest_problems(folder, manifest), *_extra_files(folder, manifest)]
-    damaged = set()
-    for name, message in file_problems(folder, manifest, checksums=True):
-        damaged.add(name)
-        problems.append(Problem("file", name, message))
-    # A file that is not as built is not opened: FAISS and SQLite may believe what it says.
-    if VECTORS not in damaged:
-        problems += _vector_problems(folder, manifest)
-    if PASSAGES not in damaged:
-        problems += _passage_problems(folder, manifest)
-    return VerifyReport(folder, manifest, tuple(problems))
+    with held:
+        manifest = held.manifest
+        problems = [*_manifest_problems(folder, manifest), *_folder_problems(folder, manifest)]
+        extra, leftovers = _strays(folder, manifest)
+        problems += [
+            Problem("extra", name, "is no part of the index; move it elsewhere") for name in extra
+        ]
+        problems += [
+            Problem("file", name, message)
+            for name, message in file_problems(folder, manifest.files)
+        ]
+        problems += content_problems(folder, manifest, {problem.file for problem in problems})
+        if encode is not None and not any(problem.kind != "extra" for problem in problems):
+            problems += encoding_problems(folder, manifest, encode, sample)
+    return VerifyReport(folder, manifest, tuple(problems), leftovers)
 
 
 def _manifest_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
+    path = folder / MANIFEST
     try:
-        found = (folder / MANIFEST).read_bytes()
-    except OSError as error:
-        yield Problem("manifest", MANIFEST, f"cannot be read ({error.strerror})")
+        if path.is_symlink():
+            yield Problem("manifest", MANIFEST, "is a link, not a file of its own")
+        # A writer may have published the next generation meanwhile.
+        if path.read_bytes() != manifest.to_text().encode() and read_manifest(folder) == manifest:
+            message = "says what it should, but not byte for byte as written"
+            yield Problem("manifest", MANIFEST, message)
+    except (OSError, PassageIndexError) as error:
+        yield Problem("manifest", MANIFEST, f"fails: {error}")
+
+
+def _folder_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
+    parents = {parent for name in manifest.files for parent in Path(name).parents}
+    for parent in sorted(parents - {Path()}):
+        # What is missing shows in the files.
+        if (folder / parent).exists() or (folder / parent).is_symlink():
+            try:
+                check_folder(folder / parent)
+            except PassageIndexError as error:
+                yield Problem("file", parent.as_posix(), f"fails: {error}")
+
+
+def _strays(folder: Path, manifest: Manifest) -> tuple[list[str], tuple[str, ...]]:
+    """Paths that do not belong to the index, and those that a writer left or is making."""
+    known = {MANIFEST, WRITE_LOCK, f"{GENERATIONS}/{manifest.generation}.lock", *manifest.files}
+    kept = {name.rpartition("/")[0] for name in manifest.files} - {DELETED}
+    extra: list[str] = []
+    left: list[str] = []
+    for path in _leaves(folder):
+        name = path.relative_to(folder).as_posix()
+        if name in known or name in kept:
+            continue
+        inside = name.rpartition("/")[0] in kept
+        (left if _LEFT.fullmatch(name) and not inside else extra).append(name)
+    return extra, tuple(left)
+
+
+def _leaves(folder: Path) -> Iterator[Path]:
+    """Files, links and empty folders below a folder, in which they may come and go."""
+    try:
+        inner = sorted(folder.iterdir())
+    except OSError:
         return
-    if found != manifest.to_text().encode():
-        yield Problem("manifest", MANIFEST, "says what it should, but not byte for byte as written")
-
-
-def _extra_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
-    known = {MANIFEST, *manifest.files}
-    for path in sorted(folder.iterdir()):
-        if path.name not in known:
-            yield Problem("extra", path.name, "is no part of the index; move it elsewhere")
-
-
-def _vector_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
-    try:
-        read_vectors(folder, manifest)
-    except PassageIndexError as error:
-        yield Problem("vectors", VECTORS, f"fails: {error}")
-
-
-def _passage_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
-    try:
-        with PassageStore(folder / PASSAGES) as store:
-            if len(store) != manifest.count:
-                message = f"holds {len(store):,} passages; the manifest says {manifest.count:,}"
-                yield Problem("passages", PASSAGES, message)
-            for fault in store.problems():
-                yield Problem("passages", PASSAGES, f"is inconsistent: {fault}")
-    except PassageIndexError as error:
-        yield Problem("passages", PASSAGES, f"fails: {error}")
+    for path in inner:
+        if path.is_symlink() or not path.is_dir():
+            yield path
+            continue
+        below = [*_leaves(path)]
+        yield from below or [path]

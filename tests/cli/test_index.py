@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 
 from epic_retrieval import EpicEncoder, PassageIndex, Task
 from epic_retrieval.cli.app import app
+from epic_retrieval.cli.building import bytes_of
 from epic_retrieval.errors import InputError, PassageIndexError
 
 ROWS = [
@@ -117,13 +118,13 @@ def test_verify_notices_one_changed_byte(corpus: Path, model: list[str], tmp_pat
     out = tmp_path / "index"
     run(app, ["index", "build", str(corpus), "--out", str(out), *model])
     assert run(app, ["index", "verify", str(out)]).exit_code == 0
-    vectors = out / "vectors.faiss"
+    (vectors,) = out.glob("shards/*/vectors.npy")
     content = bytearray(vectors.read_bytes())
     content[-1] ^= 1
     vectors.write_bytes(content)
     done = run(app, ["index", "verify", str(out)])
     assert done.exit_code == 1
-    assert "vectors.faiss" in done.stderr
+    assert "vectors.npy" in done.stderr
     assert not done.stdout
 
 
@@ -143,3 +144,114 @@ def test_long_and_empty_passages(model: list[str], tmp_path: Path) -> None:
     done = run(app, [*build, "--skip-empty"])
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith("1 passages")
+
+
+def written(path: Path, *rows: dict[str, object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def found(folder: Path, *options: str) -> set[str]:
+    done = run(app, ["index", "search", str(folder), "x", "--json", *options])
+    assert done.exit_code == 0, done.output
+    return {hit["id"] for hit in json.loads(done.stdout)["hits"]}
+
+
+def test_an_index_is_added_to_changed_and_compacted(
+    corpus: Path, model: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "index"
+    assert run(app, ["index", "build", str(corpus), "--out", str(out), *model]).exit_code == 0
+    more = written(tmp_path / "more.jsonl", {"id": "d", "text": "Snow is white.", "year": 2001})
+    assert "1 added, 0 replaced" in run(app, ["index", "add", str(out), str(more)]).stdout
+    again = run(app, ["index", "add", str(out), str(more)])
+    assert isinstance(again.exception, InputError)
+    both = written(
+        tmp_path / "both.jsonl",
+        {"id": "d", "text": "Snow is cold.", "year": 2002},
+        {"id": "e", "text": "Rain is wet.", "year": 2003},
+    )
+    done = run(app, ["index", "add", str(out), str(both), "--update"])
+    assert "1 added, 1 replaced" in done.stdout, done.output
+    assert found(out) == {"a", "b", "c", "d", "e"}
+    assert found(out, "--where", '{"year": {"$lt": 2003}}') == {"d"}
+    assert "1 deleted" in run(app, ["index", "delete", str(out), "a", "nobody"]).stdout
+    assert "1 deleted" in run(app, ["index", "delete", str(out), "-"], input="b\n").stdout
+    done = run(app, ["index", "delete", str(out), "--where", '{"year": 2003}'])
+    assert "1 deleted" in done.stdout
+    assert run(app, ["index", "compact", str(out)]).exit_code == 0
+    assert found(out) == {"c", "d"}
+    assert "2 (" not in run(app, ["index", "info", str(out)]).stdout
+    assert run(app, ["index", "verify", str(out)]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "not both"),
+        (["a", "--where", "{}"], "not both"),
+        (["--where", "{"], "no JSON"),
+        (["--where", "[]"], "expected an object"),
+        (["--where", '{"a": {"$regex": "x"}}'], "operator"),
+    ],
+)
+def test_what_to_delete_is_said_clearly(folder: Path, options: list[str], message: str) -> None:
+    done = run(app, ["index", "delete", str(folder), *options])
+    assert isinstance(done.exception, InputError)
+    assert message in str(done.exception)
+
+
+def test_another_kind_is_made_from_the_stored_vectors(model: list[str], tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"id": str(i), "text": f"Passage {i}."} for i in range(60)]
+    many = written(tmp_path / "many.jsonl", *rows)
+    out = tmp_path / "index"
+    build = ["index", "build", str(many), "--out", str(out), *model]
+    assert run(app, [*build, "--dim", "16", "--store", "float16"]).exit_code == 0
+    exact = found(out)
+    done = run(app, ["index", "rebuild", str(out), "--kind", "hnsw"])
+    assert done.exit_code == 0, done.output
+    shown = run(app, ["index", "info", str(out)]).stdout
+    assert "HNSW" in shown
+    assert "16 of 32" in shown
+    assert found(out) == exact
+    queries = tmp_path / "queries.txt"
+    queries.write_text("number one\n\nnumber two\n")
+    done = run(app, ["index", "tune", str(out), "--queries", str(queries), "--recall", "0.9"])
+    assert done.exit_code == 0, done.output
+    assert "recall" in done.stdout
+
+
+def test_shards_are_encoded_merged_and_exported(
+    corpus: Path, folder: Path, model: list[str], tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    shards, out, table = tmp_path / "shards", tmp_path / "index", tmp_path / "out.parquet"
+    done = run(app, ["encode", str(corpus), "--out", str(shards), *model])
+    assert done.exit_code == 0, done.output
+    assert "3 passages in 1 shards" in done.stdout
+    assert run(app, ["index", "build", str(shards), "--out", str(out)]).exit_code == 0
+    assert found(out) == found(folder)
+    done = run(app, ["index", "export", str(shards), str(table)])
+    assert done.exit_code == 0, done.output
+    assert pq.read_table(table).column("id").to_pylist() == ["a", "b", "c"]
+    more = written(tmp_path / "more.jsonl", {"id": "d", "text": "Snow is white."})
+    other = tmp_path / "other"
+    assert run(app, ["index", "build", str(more), "--out", str(other), *model]).exit_code == 0
+    joined = tmp_path / "joined"
+    done = run(app, ["index", "merge", str(folder), str(other), "--out", str(joined)])
+    assert done.exit_code == 0, done.output
+    assert found(joined) == {"a", "b", "c", "d"}
+
+
+@pytest.mark.parametrize(
+    ("size", "count"), [("1.5G", 1610612736), ("800 MiB", 838860800), ("7", 7)]
+)
+def test_sizes(size: str, count: int) -> None:
+    assert bytes_of(size) == count
+
+
+@pytest.mark.parametrize("size", ["", "0", "much", "1.5X", "-1G"])
+def test_what_is_no_size(size: str) -> None:
+    with pytest.raises(InputError, match="is no size"):
+        bytes_of(size)

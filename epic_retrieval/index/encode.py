@@ -1,0 +1,252 @@
+"""The first stage of a build: passages become shards.
+
+A shard is named by what it holds and by what its vectors depend on, so a run that was stopped, in
+whatever way, goes on where it was, also after the corpus changed. Knows nothing of FAISS; encoding
+is handed in as a function.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from epic_retrieval.errors import InputError, PassageIndexError
+from epic_retrieval.index._batches import Batch, EncodingSettings, batches
+from epic_retrieval.index._shard_folder import Encode, ShardFolder, ShardNotWrittenError
+from epic_retrieval.index._source import mark_complete, mark_incomplete
+from epic_retrieval.index._swap import shortage
+from epic_retrieval.index.manifest import SHARDS, ShardInfo, read_manifest
+from epic_retrieval.index.passage import Passage
+from epic_retrieval.index.shard import duplicates
+from epic_retrieval.index.shards import Shards
+
+Stage: TypeAlias = Literal["encoding", "choosing", "training", "adding", "merging", "measuring"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a build is.
+
+    Args:
+        stage: What is being done; an index that is searched exactly is encoded and no more.
+        passages: Done in this stage, with those that needed nothing. While measuring, trials.
+        total: Of all passages; None if it is not known. Training takes a sample.
+        reused: Passages that were encoded before and not again.
+        shards: That are finished.
+        bytes_written: In this stage.
+        seconds: Spent in this stage.
+        note: For people: which structure was chosen and why; what was measured.
+    """
+
+    stage: Stage
+    passages: int
+    total: int | None
+    reused: int = 0
+    shards: int = 0
+    bytes_written: int = 0
+    seconds: float = 0.0
+    note: str = ""
+
+    @property
+    def per_second(self) -> float:
+        """Passages per second, without those that needed nothing."""
+        return (self.passages - self.reused) / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds until the stage ends, at the present speed; None if that cannot be told."""
+        if self.total is None or not self.per_second:
+            return None
+        return max(self.total - self.passages, 0) / self.per_second
+
+
+def encode_shards(
+    passages: Iterable[Passage],
+    encode: Encode,
+    folder: Path,
+    *,
+    settings: EncodingSettings,
+    chunk_size: int = 1024,
+    reuse: Sequence[Path] = (),
+    total: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> list[ShardInfo]:
+    """Encode passages into finished shards under `folder`, or find them there.
+
+    Call it again with the same folder after it was stopped: the passages are read again, and only
+    the shards that are not finished are encoded. In memory: the passages of two shards as text (a
+    few hundred megabytes at most), and the vectors of two chunks.
+
+    Args:
+        passages: Any number, streamed, by a thread that reads ahead; none at all gives no shards.
+        encode: From the `content` of up to `chunk_size` passages to their vectors, an array of
+            shape (n, dimension of the encoder), float32, each row of length 1.
+        folder: Is made if need be; one process at a time.
+        settings: Of the vectors; vectors are cut to `settings.dimension` and normalised again.
+        chunk_size: Passages for each call of `encode`.
+        reuse: Folders of other indexes, from which equal shards are taken, as links where the file
+            system has them.
+        total: Number of passages if it is known and `passages` has no length; for `progress`.
+        progress: Called after each chunk, and for each shard that is reused.
+
+    Returns:
+        The shards in the order of their passages.
+
+    Raises:
+        InputError: A repeated id, or vectors that are not as described, or `folder` was begun with
+            other settings.
+        PassageIndexError: Writing failed (a full disk); finished shards are kept.
+    """
+    if chunk_size < 1:
+        raise InputError(f"chunk_size is {chunk_size}: expected at least 1.")
+    if total is None and isinstance(passages, Sized):
+        total = len(passages)
+    meter = _Meter(total, progress)
+    shards: list[ShardInfo] = []
+    batch: Batch | None = None
+    try:
+        kept = ShardFolder(folder, settings)
+        kept.remove_unfinished()
+        mark_incomplete(folder)
+        known = [(place / SHARDS, _shards_of(place)) for place in reuse]
+        for batch in _read_ahead(batches(passages, settings)):
+            info = _found(batch.name, kept, known)
+            if info is not None:
+                meter.reused(info)
+            else:
+                info = kept.write(batch, encode, chunk_size, meter.writing)
+                meter.wrote(info)
+            shards.append(info)
+            # Whenever their number has doubled: all these checks cost as much as two.
+            if len(shards) & (len(shards) - 1) == 0:
+                check_ids(folder, shards)
+    except ShardNotWrittenError as error:
+        raise _explained(error, folder, shards, batch, settings, total) from error
+    check_ids(folder, shards)
+    if shards:
+        mark_complete(folder, shards)
+    return shards
+
+
+def _read_ahead(coming: Iterator[Batch]) -> Iterator[Batch]:
+    """The same, the next one being read while one is encoded."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, coming, None)
+        while (batch := following.result()) is not None:
+            following = pool.submit(next, coming, None)
+            yield batch
+
+
+def check_ids(folder: Path, shards: Sequence[ShardInfo]) -> None:
+    """Make sure that no id stands twice; memory stays bounded.
+
+    Raises:
+        InputError: One does, at two passages that the message tells.
+    """
+    if not shards:
+        return
+    with Shards(folder, shards) as opened:
+        twin = duplicates([shard for _, shard in opened])
+    if twin is not None:
+        raise InputError(str(twin))
+
+
+def _found(
+    name: str, kept: ShardFolder, elsewhere: Sequence[tuple[Path, Mapping[str, ShardInfo]]]
+) -> ShardInfo | None:
+    """A shard that need not be encoded, wherever it is; it is in `kept` afterwards."""
+    own = kept.finished(name)
+    for place, shards in elsewhere:
+        info = shards.get(name)
+        if info is None and own is None:
+            # A build that was stopped while it moved its shards there left the note here.
+            info = kept.note(name)
+        # What another index holds under this name must be the same, bit for bit.
+        if info is not None and info != own and kept.adopt(info, place / name):
+            return info
+    return own
+
+
+def _shards_of(folder: Path) -> dict[str, ShardInfo]:
+    try:
+        return {shard.name: shard for shard in read_manifest(folder).shards}
+    except PassageIndexError:
+        return {}
+
+
+class _Meter:
+    """Counts what is done, and the time that was spent on what was not done before."""
+
+    def __init__(self, total: int | None, progress: Callable[[Progress], None] | None) -> None:
+        self._total = total
+        self._progress = progress
+        self._passages = self._reused = self._shards = self._bytes = self._most = 0
+        self._seconds = 0.0
+        self._since = time.monotonic()
+
+    def reused(self, info: ShardInfo) -> None:
+        self._reused += info.rows
+        self._finish(info)
+
+    def writing(self, rows: int, size: int) -> None:
+        if self._progress is not None:
+            self._progress(self._now(rows, size, time.monotonic() - self._since))
+
+    def wrote(self, info: ShardInfo) -> None:
+        self._bytes += sum(file.bytes for file in info.files.values())
+        self._seconds += time.monotonic() - self._since
+        self._finish(info)
+
+    def _finish(self, info: ShardInfo) -> None:
+        self._since = time.monotonic()
+        self._passages += info.rows
+        self._shards += 1
+        if self._progress is not None:
+            self._progress(self._now(0, 0, 0.0))
+
+    def _now(self, rows: int, size: int, seconds: float) -> Progress:
+        # A shard shrinks when it is finished; what was written was written.
+        self._most = max(self._most, self._bytes + size)
+        return Progress(
+            stage="encoding",
+            passages=self._passages + rows,
+            total=self._total,
+            reused=self._reused,
+            shards=self._shards,
+            bytes_written=self._most,
+            seconds=self._seconds + seconds,
+        )
+
+
+def _explained(
+    error: ShardNotWrittenError,
+    folder: Path,
+    shards: Sequence[ShardInfo],
+    batch: Batch | None,
+    settings: EncodingSettings,
+    total: int | None,
+) -> PassageIndexError:
+    needed = None
+    if batch is not None:
+        rows = sum(shard.rows for shard in shards)
+        size = sum(file.bytes for shard in shards for file in shard.files.values())
+        left = len(batch.passages) if total is None else max(total - rows, len(batch.passages))
+        # Before the first shard a guess: text and what finds it take more than the text alone.
+        width = settings.dimension * (4 if settings.dtype == "float32" else 2)
+        guess = width + 16 + 1.5 * batch.bytes / len(batch.passages)
+        needed = left * (size / rows if rows else guess)
+    return PassageIndexError(
+        f"{error} {kept_text(folder, shards)} {shortage(folder, needed)} Then run the same command "
+        "again: it goes on from there."
+    )
+
+
+def kept_text(folder: Path, shards: Sequence[ShardInfo]) -> str:
+    """One sentence on what a run that fails leaves behind."""
+    if not shards:
+        return f"No shard was finished yet in {folder}."
+    word = "shard" if len(shards) == 1 else "shards"
+    rows = sum(shard.rows for shard in shards)
+    return f"{len(shards):,} finished {word} ({rows:,} passages) are kept in {folder}."
