@@ -516,9 +516,9 @@ def test_a_structure_of_other_passages_is_not_gone_on_with(
     # As many as before, and of those that a fingerprint of some rows would look at none differs.
     given = passages(200)
     given[101] = Passage("new", "Quite another text.")
-    added = counted(monkeypatch, "epic_retrieval.index.filling._Work._add")
+    added = counted(monkeypatch, "epic_retrieval.index.adding.Adder._add")
     build(out, given, kind="HNSW8")
-    assert sum(len(block) for _, _, block, _ in added) == 200
+    assert sum(len(block) for _, _, block in added) == 200
     check(out, given)
 
 
