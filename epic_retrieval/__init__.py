@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     )
     from epic_retrieval.index import PassageIndex
     from epic_retrieval.pool import EncoderPool
+    from epic_retrieval.shared import DemonstrationLike, as_task, open_encoder, shared_encoder
     from epic_retrieval.tasks import Demonstration, Task, builtin_tasks, load_task
 
     __version__: str
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointError",
     "Demonstration",
+    "DemonstrationLike",
     "EncoderPool",
     "EpicEncoder",
     "EpicError",
@@ -32,13 +34,17 @@ __all__ = [
     "PassageIndexError",
     "Task",
     "__version__",
+    "as_task",
     "builtin_tasks",
     "load_task",
+    "open_encoder",
+    "shared_encoder",
 ]
 
 _HOMES = {
     "CheckpointError": "errors",
     "Demonstration": "tasks",
+    "DemonstrationLike": "shared",
     "EncoderPool": "pool",
     "EpicEncoder": "encoder",
     "EpicError": "errors",
@@ -47,8 +53,11 @@ _HOMES = {
     "PassageIndex": "index",
     "PassageIndexError": "errors",
     "Task": "tasks",
+    "as_task": "shared",
     "builtin_tasks": "tasks",
     "load_task": "tasks",
+    "open_encoder": "shared",
+    "shared_encoder": "shared",
 }
 
 

@@ -11,11 +11,18 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = {
     "epic_retrieval": ROOT / "epic_retrieval",
+    "haystack_epic": ROOT / "integrations" / "haystack_epic",
     "langchain_epic": ROOT / "integrations" / "langchain_epic",
     "llama_index_epic": ROOT / "integrations" / "llama_index_epic",
+    "sentence_transformers_epic": ROOT / "integrations" / "sentence_transformers_epic",
     "epic_training": ROOT / "training" / "epic_training",
 }
-INTEGRATIONS = {"langchain_epic", "llama_index_epic"}
+INTEGRATIONS = {
+    "haystack_epic",
+    "langchain_epic",
+    "llama_index_epic",
+    "sentence_transformers_epic",
+}
 
 # A part imports from its own line and the lines above it.
 LINES = (
@@ -31,7 +38,7 @@ LINES = (
         "checkpoint_config",
         "checkpoint_foreign",
     },
-    {"prompt_cache", "batching", "query_batcher", "encoder", "pool"},
+    {"prompt_cache", "batching", "query_batcher", "encoder", "pool", "shared"},
     {"evaluation", "epic_training"} | INTEGRATIONS,
     {"cli"},
 )

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("epic_retrieval", "langchain_epic", "epic_training")
+PACKAGES = (
+    "epic_retrieval",
+    "epic_training",
+    "haystack_epic",
+    "langchain_epic",
+    "llama_index_epic",
+    "sentence_transformers_epic",
+)
 
 
 def run(*command: str | Path, cwd: Path, path: Path | None = None) -> str:
