@@ -104,7 +104,7 @@ class Store(Protocol):
     def build(self, source: Source, out: Path) -> None:
         """Fill it and put it on disk."""
 
-    def open(self, out: Path, dimension: int) -> None:
+    def open(self, source: Source, out: Path) -> None:
         """Open what `build` made."""
 
     def search(self, query: Vectors) -> list[tuple[str, str]]:
@@ -140,7 +140,7 @@ class Ours:
         )
         say("note", kind=manifest.kind)
 
-    def open(self, out: Path, dimension: int) -> None:  # noqa: ARG002, D102
+    def open(self, source: Source, out: Path) -> None:  # noqa: ARG002, D102
         from epic_retrieval.index import PassageIndex
 
         self.index = PassageIndex.open(out)
@@ -175,9 +175,9 @@ class LangChainFaiss:
                 store.add_embeddings(pairs, list(metadata), list(ids))
         store.save_local(str(out))
 
-    def open(self, out: Path, dimension: int) -> None:  # noqa: D102
+    def open(self, source: Source, out: Path) -> None:  # noqa: D102
         faiss = import_module("langchain_community.vectorstores.faiss")
-        fake = import_module("langchain_core.embeddings").FakeEmbeddings(size=dimension)
+        fake = import_module("langchain_core.embeddings").FakeEmbeddings(size=source.dimension)
         self.store = faiss.FAISS.load_local(
             str(out),
             fake,
@@ -203,7 +203,7 @@ class Chroma:
             ids, texts, metadata = map(list, zip(*rows, strict=True))
             made.add(ids=ids, embeddings=vectors, documents=texts, metadatas=metadata)
 
-    def open(self, out: Path, dimension: int) -> None:  # noqa: ARG002, D102
+    def open(self, source: Source, out: Path) -> None:  # noqa: ARG002, D102
         self.collection = self._client(out).get_collection("passages")
 
     def search(self, query: Vectors) -> list[tuple[str, str]]:  # noqa: D102
@@ -217,35 +217,53 @@ class Chroma:
 
 
 class Qdrant:
-    """Qdrant's local mode, which searches all rows with numpy."""
+    """Qdrant's local mode, which searches all rows with numpy.
+
+    Args:
+        on_disk: Whether points are kept on disk, each in a transaction of its own; else nothing
+            is, and opening is filling it again.
+    """
 
     libraries: tuple[str, ...] = ("qdrant-client",)
-    about = "QdrantClient(path=...), local mode, distance cosine"
+
+    def __init__(self, *, on_disk: bool) -> None:
+        self.on_disk = on_disk
+        place = "path=..." if on_disk else '":memory:"'
+        self.about = f"QdrantClient({place}), local mode, distance cosine"
 
     def build(self, source: Source, out: Path) -> None:  # noqa: D102
-        qdrant = import_module("qdrant_client")
-        models, client = qdrant.models, qdrant.QdrantClient(path=str(out))
-        client.create_collection(
+        self.client = self._client(out)
+        models = import_module("qdrant_client").models
+        self.client.create_collection(
             "passages",
             vectors_config=models.VectorParams(
                 size=source.dimension, distance=models.Distance.COSINE
             ),
         )
+        started, done = time.perf_counter(), 0
         for rows, vectors in source.batches(1000):
-            client.upload_collection(
+            self.client.upload_collection(
                 "passages",
                 vectors=vectors,
                 payload=[{"id": key, "text": text, **fields} for key, text, fields in rows],
                 ids=[int(key[1:]) for key, _, _ in rows],
             )
-        client.close()
+            done += len(rows)
+            say("progress", rows=done, seconds=time.perf_counter() - started)
 
-    def open(self, out: Path, dimension: int) -> None:  # noqa: ARG002, D102
-        self.client = import_module("qdrant_client").QdrantClient(path=str(out))
+    def open(self, source: Source, out: Path) -> None:  # noqa: D102
+        if self.on_disk:
+            self.client = self._client(out)
+        else:
+            self.build(source, out)
 
     def search(self, query: Vectors) -> list[tuple[str, str]]:  # noqa: D102
         found = self.client.query_points("passages", query=query.tolist(), limit=TOP).points
         return [(one.payload["id"], one.payload["text"]) for one in found]
+
+    def _client(self, out: Path) -> Any:  # noqa: ANN401
+        qdrant = import_module("qdrant_client").QdrantClient
+        return qdrant(path=str(out)) if self.on_disk else qdrant(":memory:")
 
 
 class LanceDB:
@@ -253,14 +271,15 @@ class LanceDB:
 
     Args:
         indexed: Whether to make its default vector index, IVF_PQ; a table has none at first.
+        refine: Compare so many times the wished rows by their full vectors; 0 as by default.
     """
 
     libraries: tuple[str, ...] = ("lancedb",)
 
-    def __init__(self, *, indexed: bool) -> None:
-        self.indexed = indexed
+    def __init__(self, *, indexed: bool, refine: int = 0) -> None:
+        self.indexed, self.refine = indexed, refine
         made = "create_index(metric='cosine')" if indexed else "no index, exact search"
-        self.about = f"create_table, {made}"
+        self.about = f"create_table, {made}" + (f", refine_factor({refine})" if refine else "")
 
     def build(self, source: Source, out: Path) -> None:  # noqa: D102
         lance, arrow = import_module("lancedb"), import_module("pyarrow")
@@ -286,11 +305,12 @@ class LanceDB:
         if self.indexed:
             table.create_index(metric="cosine", vector_column_name="vector")
 
-    def open(self, out: Path, dimension: int) -> None:  # noqa: ARG002, D102
+    def open(self, source: Source, out: Path) -> None:  # noqa: ARG002, D102
         self.table = import_module("lancedb").connect(str(out)).open_table("passages")
 
     def search(self, query: Vectors) -> list[tuple[str, str]]:  # noqa: D102
-        found = self.table.search(query).distance_type("cosine").limit(TOP).to_list()
+        asked = self.table.search(query).distance_type("cosine").limit(TOP)
+        found = (asked.refine_factor(self.refine) if self.refine else asked).to_list()
         return [(one["id"], one["text"]) for one in found]
 
 
@@ -300,10 +320,14 @@ STORES: dict[str, Store] = {
     "ours, flat": Ours("flat"),
     "LangChain FAISS": LangChainFaiss(),
     "Chroma": Chroma(),
-    "Qdrant, local mode": Qdrant(),
+    "Qdrant, local mode in memory": Qdrant(on_disk=False),
+    "Qdrant, local mode on disk": Qdrant(on_disk=True),
     "LanceDB, no index": LanceDB(indexed=False),
     "LanceDB, IVF_PQ": LanceDB(indexed=True),
+    "LanceDB, IVF_PQ, refined": LanceDB(indexed=True, refine=10),
 }
+# Searched in the folder of the one before.
+SAME_FOLDER = ("LanceDB, IVF_PQ, refined",)
 
 
 def build(store: Store, source: Source, out: Path) -> None:
@@ -312,7 +336,7 @@ def build(store: Store, source: Source, out: Path) -> None:
     store.build(source, out)
     seconds, cpu = time.perf_counter() - started, time.process_time() - spent
     versions = {name: version(name) for name in store.libraries}
-    size = folder_bytes(out)
+    size = folder_bytes(out) if out.exists() else 0
     say("built", seconds=seconds, cpu_seconds=cpu, bytes=size, about=store.about, versions=versions)
 
 
@@ -321,7 +345,7 @@ def search(store: Store, source: Source, out: Path) -> None:
     queries = np.load(source.folder / f"queries-{source.count}.npy")
     truth = np.load(source.folder / f"truth-{source.count}.npy")[:, :TOP]
     started = time.perf_counter()
-    store.open(out, source.dimension)
+    store.open(source, out)
     store.search(queries[0])
     opened = time.perf_counter() - started
     times, cpus, right = [], [], 0
