@@ -4,6 +4,7 @@ Knows nothing of corpora; passages come as they are.
 """
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,10 +87,11 @@ def make_encode(
 
 @contextmanager
 def stage_bars() -> "Iterator[Callable[[Progress], None]]":
-    """A progress bar for each stage of a build, one after the other, on stderr."""
+    """A progress bar for each stage of a build on stderr, and what was chosen and why."""
     from tqdm import tqdm
 
     bars: dict[str, Any] = {}
+    notes: set[str] = set()
 
     def show(now: "Progress") -> None:
         if now.stage not in bars:
@@ -100,6 +102,9 @@ def stage_bars() -> "Iterator[Callable[[Progress], None]]":
         if now.reused and not bar.initial:
             # What was done before must not make the rest look quicker than it is.
             bar.initial = now.reused
+        if now.note and now.note not in notes:
+            notes.add(now.note)
+            tqdm.write(now.note, file=sys.stderr)
         if now.bytes_written:
             bar.set_postfix_str(f"{now.bytes_written / 1e6:,.0f} MB", refresh=False)
         bar.update(now.passages - bar.n)
