@@ -295,7 +295,8 @@ def environment(threads: int) -> dict[str, Any]:
         except PackageNotFoundError:
             versions[name] = "not installed"
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        # Paths say nothing to others.
+        "command": " ".join([Path(a).name if "/" in a else a for a in sys.argv]),
         "commit": commit,
         "machine": platform.machine(),
         "cores": os.cpu_count(),
