@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         MissingExtraError,
         PassageIndexError,
     )
-    from epic_retrieval.index import PassageIndex
+    from epic_retrieval.index import Collection, EncoderInfo, Hit, Passage, PassageIndex
     from epic_retrieval.pool import EncoderPool
     from epic_retrieval.shared import DemonstrationLike, as_task, open_encoder, shared_encoder
     from epic_retrieval.tasks import Demonstration, Task, builtin_tasks, load_task
@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CheckpointError",
+    "Collection",
     "Demonstration",
     "DemonstrationLike",
+    "EncoderInfo",
     "EncoderPool",
     "EpicEncoder",
     "EpicError",
+    "Hit",
     "InputError",
     "MissingExtraError",
+    "Passage",
     "PassageIndex",
     "PassageIndexError",
     "Task",
@@ -43,13 +47,17 @@ __all__ = [
 
 _HOMES = {
     "CheckpointError": "errors",
+    "Collection": "index",
     "Demonstration": "tasks",
     "DemonstrationLike": "shared",
+    "EncoderInfo": "index",
     "EncoderPool": "pool",
     "EpicEncoder": "encoder",
     "EpicError": "errors",
+    "Hit": "index",
     "InputError": "errors",
     "MissingExtraError": "errors",
+    "Passage": "index",
     "PassageIndex": "index",
     "PassageIndexError": "errors",
     "Task": "tasks",

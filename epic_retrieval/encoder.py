@@ -8,12 +8,12 @@ import asyncio
 import logging
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import torch
@@ -41,6 +41,9 @@ from epic_retrieval.prompt_cache import PromptCache
 from epic_retrieval.query_batcher import Encode, QueryBatcher
 from epic_retrieval.storage import digest_of
 from epic_retrieval.tasks import Task, load_task
+
+if TYPE_CHECKING:
+    from epic_retrieval.index import EncoderInfo
 
 logger = logging.getLogger(__name__)
 
@@ -264,6 +267,21 @@ class EpicEncoder:
             return digest_of(self._query_side(*self._checked(found, mode)))
         return digest_of(self._passage_side())
 
+    def info(self, task: Task | str | None = None, mode: Mode | None = None) -> "EncoderInfo":
+        """What an index notes of the encoder of its passages, to be compared by those who search.
+
+        Task and mode matter only if the task is symmetric: its passages are encoded behind them.
+        """
+        from epic_retrieval.index.manifest import EncoderInfo
+
+        found = None if task is None else _task(task)
+        return EncoderInfo(
+            name=self.name,
+            fingerprint=self.passage_fingerprint(found, mode),
+            dimension=self.dimension,
+            task=found.name if found is not None and found.symmetric else None,
+        )
+
     def _checked(self, task: Task | str, mode: Mode | None) -> tuple[Task, Mode]:
         found = _task(task)
         chosen = self.default_mode(found) if mode is None else check_mode(mode)
@@ -448,6 +466,14 @@ def _task(task: Task | str) -> Task:
 def _check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str):
         raise InputError("expected a list of texts, got one str; pass [text]")
+    # Arrays and columns of tables are no Sequence, but will do.
+    if isinstance(texts, Mapping) or not (
+        hasattr(texts, "__len__") and hasattr(texts, "__getitem__")
+    ):
+        raise InputError(
+            f"expected a list of texts, got a {type(texts).__name__}; if it can be iterated, pass"
+            " list(...) of it"
+        )
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"text {index} is a {type(text).__name__}; expected str")

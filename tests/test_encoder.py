@@ -60,6 +60,11 @@ def test_nothing_in_nothing_out(encoder: EpicEncoder, task: Task) -> None:
     ("texts", "message"),
     [
         ("a single text", r"expected a list of texts, got one str; pass \[text\]"),
+        (None, "expected a list of texts, got a NoneType"),
+        (7, "expected a list of texts, got a int"),
+        ((text for text in ["a"]), r"got a generator; if it can be iterated, pass list\(...\)"),
+        ({"a": "b"}, "got a dict"),
+        ({"a"}, "got a set"),
         (["fine", ""], "text 1 is empty"),
         (["fine", " \n\t\u00a0"], "text 1 is empty"),
         ([None], "text 0 is a NoneType; expected str"),

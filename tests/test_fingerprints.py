@@ -166,3 +166,14 @@ def test_passages_of_a_symmetric_task_change_with_the_mode_and_g() -> None:
 def test_other_families_differ() -> None:
     prints = {passages(replace(BASE, backbone=Backbone(tiny_model(f)))) for f in ("llama", "qwen3")}
     assert len(prints) == 2
+
+
+def test_what_an_index_notes_of_an_encoder() -> None:
+    encoder = EpicEncoder(BASE, PromptCache(None))
+    noted = encoder.info()
+    assert (noted.name, noted.dimension, noted.task) == (encoder.name, encoder.dimension, None)
+    assert noted.fingerprint == encoder.passage_fingerprint()
+    assert encoder.info(TASK) == encoder.info("web-search") == noted
+    symmetric = replace(TASK, symmetric=True)
+    assert encoder.info(symmetric, "none").task == TASK.name
+    assert encoder.info(symmetric, "none").fingerprint != encoder.info(symmetric).fingerprint

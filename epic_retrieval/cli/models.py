@@ -62,11 +62,4 @@ def encoder_info(
     encoder: "EpicEncoder", task: "Task | None" = None, mode: "Mode | None" = None
 ) -> "EncoderInfo":
     """What an index notes of the encoder of its passages; task and mode only if symmetric."""
-    from epic_retrieval.index import EncoderInfo
-
-    return EncoderInfo(
-        name=encoder.name,
-        fingerprint=encoder.passage_fingerprint(task, mode),
-        dimension=encoder.dimension,
-        task=task.name if task is not None and task.symmetric else None,
-    )
+    return encoder.info(task, mode)

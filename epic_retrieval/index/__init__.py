@@ -5,6 +5,7 @@ FAISS, numpy and SQLite; knows nothing of models. Importing this does not import
 
 from epic_retrieval.index._batches import EncodingSettings
 from epic_retrieval.index.build import build_index
+from epic_retrieval.index.collection import Collection
 from epic_retrieval.index.corpus import read_corpus
 from epic_retrieval.index.encode import Progress, encode_shards
 from epic_retrieval.index.export import export_parquet, to_arrow
@@ -18,6 +19,7 @@ from epic_retrieval.index.writer import IndexWriter
 
 __all__ = [
     "JSON",
+    "Collection",
     "EncoderInfo",
     "EncodingSettings",
     "FileInfo",

@@ -24,12 +24,16 @@ else:
 _SHARERS = 2**30
 
 
+class LockHeldError(PassageIndexError):
+    """Another process or thread holds the lock; it may be free later."""
+
+
 @contextmanager
 def exclusive(path: Path, what: str, doing: str = "built") -> Iterator[None]:
     """Hold the lock file `path`; it is removed afterwards.
 
     Raises:
-        PassageIndexError: Another process or thread holds it. `what` names what it is working on,
+        LockHeldError: Another process or thread holds it. `what` names what it is working on,
             and `doing` what it does with it.
         OSError: The file cannot be made or locked here.
     """
@@ -103,7 +107,7 @@ def _acquire(path: Path, what: str, doing: str) -> int:
                 return handle
         except BlockingIOError as error:
             os.close(handle)
-            raise PassageIndexError(
+            raise LockHeldError(
                 f"{what} is being {doing} by another process{_holder(path)}. "
                 "Wait until it ends, stop it, or choose another folder."
             ) from error

@@ -22,9 +22,9 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from epic_retrieval import DemonstrationLike, EpicEncoder
+    from epic_retrieval import DemonstrationLike, EncoderInfo, EpicEncoder
 else:  # pydantic reads annotations when the class is made, and the real classes would load torch
-    DemonstrationLike = EpicEncoder = Any
+    DemonstrationLike = EncoderInfo = EpicEncoder = Any
 
 
 class EpicEmbeddings(BaseModel, Embeddings):
@@ -123,6 +123,10 @@ class EpicEmbeddings(BaseModel, Embeddings):
             show_progress=self.show_progress,
         ).tolist()
         return vectors
+
+    def info(self) -> EncoderInfo:
+        """What an index notes of these embeddings of passages, to be compared by who searches."""
+        return self._encoder.info(self.task, self.mode)
 
     def with_task(self, task: Task | str) -> "EpicEmbeddings":
         """The same model and settings for another task.
