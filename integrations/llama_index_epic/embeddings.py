@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from epic_retrieval import DemonstrationLike, EpicEncoder
+    from epic_retrieval import DemonstrationLike, EncoderInfo, EpicEncoder
 else:  # pydantic reads annotations when the class is made, and the real one loads torch
     EpicEncoder = Any
 
@@ -145,6 +145,10 @@ class EpicEmbedding(BaseEmbedding):
         self._encoder.prepare(resolved, self.mode)
         digest = self._encoder.passage_fingerprint(resolved, self.mode)
         return self.model_copy(update={"task": resolved, "fingerprint": digest})
+
+    def encoder_info(self) -> "EncoderInfo":
+        """What an index notes of the model, and compares with that of who opens it."""
+        return self._encoder.info(self.task, self.mode)
 
     def _get_query_embedding(self, query: str) -> Embedding:
         vector: Embedding = self._encoder.encode_queries(
