@@ -257,6 +257,15 @@ class EpicEncoder:
             return self._prefix(found, chosen).length
         return len(self._kept_embeddings(found, chosen))
 
+    @torch.no_grad()
+    def prompt(self, task: Task | str, mode: Mode | None = None) -> Prompt:
+        """The pieces that a task's queries are read behind; for analysis.
+
+        Raises:
+            InputError, CheckpointError: as `encode_queries` does.
+        """
+        return self._prompt(*self._checked(task, mode))
+
     def passage_fingerprint(self, task: Task | str | None = None, mode: Mode | None = None) -> str:
         """Hex digest of everything that decides a passage's vector, for index manifests.
 

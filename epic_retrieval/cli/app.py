@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from epic_retrieval.cli.analyze import analyze_app
 from epic_retrieval.cli.demo import demo
+from epic_retrieval.cli.demos import demos_app
 from epic_retrieval.cli.encode import encode
 from epic_retrieval.cli.export import export
 from epic_retrieval.cli.index import index_app
@@ -34,6 +36,8 @@ app.add_typer(index_app, name="index")
 app.command()(train)
 app.command()(mine)
 app.command()(export)
+app.add_typer(demos_app, name="demos")
+app.add_typer(analyze_app, name="analyze")
 
 
 def _print_version(asked: bool) -> None:

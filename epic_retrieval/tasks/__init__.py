@@ -8,10 +8,12 @@ from epic_retrieval.tasks.library import (
     load_task,
     task_source,
 )
+from epic_retrieval.tasks.selection import Selection
 from epic_retrieval.tasks.task import Demonstration, Task
 
 __all__ = [
     "Demonstration",
+    "Selection",
     "Source",
     "Task",
     "builtin_tasks",

@@ -7,12 +7,14 @@ import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Self
 
 from epic_retrieval.errors import InputError
 from epic_retrieval.tasks.files import read_document, write_document
+from epic_retrieval.tasks.selection import Selection
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -59,6 +61,8 @@ class Task:
         demonstrations: none to a few pairs, no pair twice; any iterable is taken, a tuple kept.
         symmetric: both texts of a pair are of one kind (duplicates, similarity), so that
             instruction and demonstrations go on both sides; otherwise on the query alone.
+        selection: how the demonstrations were chosen, for the record; no vector depends on it, and
+            tasks that differ in nothing else are equal.
 
     Raises:
         InputError: when a field has the wrong type, a blank text, or a repeated demonstration.
@@ -68,6 +72,7 @@ class Task:
     instruction: str
     demonstrations: tuple[Demonstration, ...] = ()
     symmetric: bool = False
+    selection: Selection | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _check_text("name", self.name)
@@ -79,28 +84,32 @@ class Task:
         _check_text("instruction", self.instruction)
         if not isinstance(self.symmetric, bool):
             raise InputError(f"symmetric is {reprlib.repr(self.symmetric)}; expected true or false")
+        if not isinstance(self.selection, Selection | None):
+            raise InputError(f"selection is {reprlib.repr(self.selection)}; expected a Selection")
         object.__setattr__(self, "demonstrations", _checked_demonstrations(self.demonstrations))
 
     def with_demonstrations(self, demonstrations: Iterable[Demonstration]) -> Self:
-        """The same task with these demonstrations in place of its own."""
-        return replace(self, demonstrations=_checked_demonstrations(demonstrations))
+        """The same task with these demonstrations in place of its own, which nobody selected."""
+        given = _checked_demonstrations(demonstrations)
+        return replace(self, demonstrations=given, selection=None)
 
     def without_demonstrations(self) -> Self:
         """The same task with its instruction alone."""
-        return replace(self, demonstrations=())
+        return replace(self, demonstrations=(), selection=None)
 
     def to_dict(self) -> dict[str, object]:
         """Plain data, as a task file holds it and `from_dict` reads it."""
-        return {
+        data: dict[str, object] = {
             "name": self.name,
             "instruction": self.instruction,
             "symmetric": self.symmetric,
             "demonstrations": [one.to_dict() for one in self.demonstrations],
         }
+        return data if self.selection is None else data | {"selection": self.selection.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> Self:
-        """Build a task from plain data; `demonstrations` and `symmetric` may be left out.
+        """Build a task from plain data; all but `name` and `instruction` may be left out.
 
         Raises:
             InputError: for unknown or missing keys, and whatever the constructor refuses.
@@ -109,9 +118,14 @@ class Task:
             check_keys(
                 data,
                 required=("name", "instruction"),
-                optional=("symmetric", "demonstrations"),
+                optional=("symmetric", "demonstrations", "selection"),
             )
         )
+        if fields.get("selection") is not None:
+            with located("selection"):
+                keys = tuple(one.name for one in dataclass_fields(Selection))
+                record = check_keys(fields["selection"], required=keys)
+                fields["selection"] = Selection(**record)  # type: ignore[arg-type]
         rows = fields.pop("demonstrations", [])
         if not isinstance(rows, list | tuple):
             raise InputError(
