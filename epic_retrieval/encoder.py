@@ -225,7 +225,7 @@ class EpicEncoder:
         unless it runs already. Errors as in `encode_queries`.
         """
         found, chosen = self._checked(task, mode)
-        _check_texts([text])
+        check_texts([text])
         return await asyncio.wrap_future(self._queries().submit(text, (found, chosen)))
 
     def _queries(self) -> QueryBatcher:
@@ -384,7 +384,7 @@ class EpicEncoder:
         show_progress: bool | None,
         extra: int = 0,
     ) -> NDArray[np.float32]:
-        _check_texts(texts)
+        check_texts(texts)
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; expected at least 1")
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
@@ -472,7 +472,12 @@ def _task(task: Task | str) -> Task:
     return task if isinstance(task, Task) else load_task(task)
 
 
-def _check_texts(texts: Sequence[str]) -> None:
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse what is no list of texts, and texts that are blank.
+
+    Raises:
+        InputError: naming the first that will not do.
+    """
     if isinstance(texts, str):
         raise InputError("expected a list of texts, got one str; pass [text]")
     # Arrays and columns of tables are no Sequence, but will do.

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from epic_retrieval.encoder import DEFAULT_TASK, EpicEncoder
+from epic_retrieval.encoder import DEFAULT_TASK, EpicEncoder, check_texts
 from epic_retrieval.errors import EpicError, InputError
 from epic_retrieval.prompt import Mode
 from epic_retrieval.tasks import Task
@@ -126,8 +126,7 @@ class EncoderPool:
     def _encode(
         self, method: str, texts: Sequence[str], options: dict[str, Any], show: bool | None
     ) -> NDArray[np.float32]:
-        if isinstance(texts, str):
-            raise InputError("expected a list of texts, got one str; pass [text]")
+        check_texts(texts)
         parts: list[NDArray[np.float32]] = []
         running: deque[Future[NDArray[np.float32]]] = deque()
         wanted = len(texts) >= _CHUNK if show is None else show

@@ -45,8 +45,12 @@ def test_no_texts(pool: EncoderPool, folder: Path) -> None:
 
 
 def test_errors_come_back_as_they_are_and_the_pool_goes_on(pool: EncoderPool) -> None:
+    with pytest.raises(InputError, match="no-such-task"):
+        pool.encode_queries(["a"], "no-such-task")  # found out by the other process
     with pytest.raises(InputError, match="text 1 is empty"):
         pool.encode_passages(["a", " "])
+    with pytest.raises(InputError, match="NoneType"):
+        pool.encode_passages(None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="pass \\[text\\]"):
         pool.encode_passages("a")
     assert len(pool.encode_passages(["a"])) == 1
