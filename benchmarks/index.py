@@ -46,7 +46,7 @@ from benchmarks.index_rivals import (
     row_text,
     say,
 )
-from epic_retrieval.cli.building import bytes_of
+from epic_retrieval.cli.index_options import bytes_of
 from epic_retrieval.errors import EpicError
 from epic_retrieval.index._faiss import load_faiss
 

@@ -14,10 +14,12 @@ from epic_retrieval.cli.encode import encode
 from epic_retrieval.cli.export import export
 from epic_retrieval.cli.index import index_app
 from epic_retrieval.cli.index_changes import changes_app
+from epic_retrieval.cli.index_checks import checks_app
 from epic_retrieval.cli.index_transfer import transfer_app
 from epic_retrieval.cli.mine import mine
 from epic_retrieval.cli.tasks import tasks
 from epic_retrieval.cli.train import train
+from epic_retrieval.cli.wording import as_options
 from epic_retrieval.errors import EpicError
 
 app = typer.Typer(
@@ -30,6 +32,7 @@ app = typer.Typer(
 app.command()(tasks)
 app.command()(demo)
 app.command()(encode)
+index_app.add_typer(checks_app)
 index_app.add_typer(changes_app)
 index_app.add_typer(transfer_app)
 app.add_typer(index_app, name="index")
@@ -69,5 +72,6 @@ def main() -> None:
     try:
         app()
     except EpicError as error:
-        typer.echo(f"epic: {error}", err=True)
+        said = [str(error), *getattr(error, "__notes__", [])]
+        typer.echo(f"epic: {as_options(' '.join(said))}", err=True)
         raise SystemExit(1) from None

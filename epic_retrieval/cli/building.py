@@ -1,17 +1,19 @@
-"""Progress of index builds on stderr; shared by `epic index`, `epic encode` and the demo.
+"""What `epic index`, `epic encode` and the demo need to fill an index.
 
-Knows nothing of corpora; passages come as they are.
+Knows nothing of options.
 """
 
-import re
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from epic_retrieval.cli.models import encoder_info
-from epic_retrieval.errors import InputError
+from epic_retrieval.cli.models import encoder_info, load_encoder
+from epic_retrieval.cli.progress import stage_bars
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,13 +21,13 @@ if TYPE_CHECKING:
 
     from epic_retrieval.encoder import EpicEncoder
     from epic_retrieval.index import Manifest, Passage
-    from epic_retrieval.index.encode import Progress
+    from epic_retrieval.index.manifest import ShardInfo
     from epic_retrieval.tasks import Task
 
-# A file that takes longer than a moment to count is encoded without a total.
-_COUNT_AT_MOST = 2**30
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?)i?b?", re.IGNORECASE)
-_UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+# Files that take longer than a moment to count are encoded without a total.
+_COUNT_AT_MOST = 2**29  # bytes
+_PACKED_AT_MOST = 2**26
+_BEIR = ("corpus.jsonl", "corpus.jsonl.gz")
 
 
 def build_with_progress(
@@ -80,60 +82,56 @@ def make_encode(
     batch_size: int | None,
 ) -> "Callable[[list[str]], NDArray[np.float32]]":
     """The same in another process, which loads the encoder for itself."""
-    from epic_retrieval.cli.models import load_encoder
-
     return passage_function(load_encoder(model, device, dtype), task, batch_size)
 
 
-@contextmanager
-def stage_bars() -> "Iterator[Callable[[Progress], None]]":
-    """A progress bar for each stage of a build on stderr, and what was chosen and why."""
-    from tqdm import tqdm
+def engine_of(
+    engine: Literal["local", "ray"],
+    workers: int | None,
+    encoder: "EpicEncoder",
+    model: str | None,
+    device: str | None,
+    dtype: str | None,
+    task: "Task | None",
+    batch_size: int | None,
+) -> "tuple[Callable[..., Any], Callable[..., list[ShardInfo]]]":
+    """Where passages are encoded: what stands for the encoder, and what makes shards with it.
 
-    bars: dict[str, Any] = {}
-    notes: set[str] = set()
-
-    def show(now: "Progress") -> None:
-        if now.stage not in bars:
-            for bar in bars.values():
-                bar.close()
-            bars[now.stage] = tqdm(desc=now.stage, total=now.total, unit=" passages", smoothing=0.1)
-        bar = bars[now.stage]
-        if now.reused and not bar.initial:
-            # What was done before must not make the rest look quicker than it is.
-            bar.initial = now.reused
-        if now.note and now.note not in notes:
-            notes.add(now.note)
-            tqdm.write(now.note, file=sys.stderr)
-        if now.bytes_written:
-            bar.set_postfix_str(f"{now.bytes_written / 1e6:,.0f} MB", refresh=False)
-        bar.update(now.passages - bar.n)
-
-    try:
-        yield show
-    finally:
-        for bar in bars.values():
-            bar.close()
-
-
-def bytes_of(size: str | None) -> int | None:
-    """Bytes of a size such as 1.5G, 800M or 2000000; units are powers of 1024.
-
-    Raises:
-        InputError: it is none.
+    Workers of Ray load encoders of their own, by the same name; `encoder` says where it runs.
     """
-    if size is None:
-        return None
-    found = _SIZE.fullmatch(size.strip())
-    if found is None or not float(found[1]):
-        raise InputError(f"{size!r} is no size; expected one such as 1.5G, 800M or 2000000")
-    return int(float(found[1]) * 1024 ** _UNITS[found[2].lower()])
+    from epic_retrieval.index import encode_shards
+
+    if engine == "local":
+        return passage_function(encoder, task, batch_size), encode_shards
+    from epic_retrieval.index.ray_engine import RayOptions, encode_shards_ray
+
+    # Workers have another working directory.
+    name = str(Path(model).resolve()) if model and Path(model).is_dir() else model
+    options = RayOptions(workers, gpus=float(encoder.device.type == "cuda"))
+    return (
+        partial(make_encode, name, device, dtype, task, batch_size),
+        partial(encode_shards_ray, options=options),
+    )
 
 
 def quick_count(corpus: Path) -> int | None:
-    """Number of lines of a JSON Lines file of moderate size; None where counting would cost."""
-    path = corpus / "corpus.jsonl" if corpus.is_dir() else corpus
-    if path.suffix != ".jsonl" or not path.is_file() or path.stat().st_size > _COUNT_AT_MOST:
+    """How many passages a file has; None where counting would cost, or fail."""
+    try:
+        if corpus.is_dir():
+            corpus = next(corpus / name for name in _BEIR if (corpus / name).is_file())
+        name = corpus.name.lower()
+        if name.endswith(".parquet"):
+            import pyarrow.parquet as pq
+
+            return int(pq.read_metadata(corpus).num_rows)
+        if corpus.stat().st_size > (_PACKED_AT_MOST if name.endswith(".gz") else _COUNT_AT_MOST):
+            return None
+        with gzip.open(corpus) if name.endswith(".gz") else corpus.open("rb") as file:
+            if name.removesuffix(".gz").endswith(".jsonl"):
+                return sum(1 for line in file if line.strip())
+            text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+            delimiter = "," if name.removesuffix(".gz").endswith(".csv") else "\t"
+            return sum(1 for record in csv.reader(text, delimiter=delimiter) if record) - 1
+    except (OSError, EOFError, ValueError, ImportError, StopIteration, csv.Error, zlib.error):
+        # What is wrong with a file is told where it is read.
         return None
-    with path.open("rb") as file:
-        return sum(1 for line in file if line.strip())

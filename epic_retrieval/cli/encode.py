@@ -3,19 +3,24 @@
 Parses, calls the library, prints.
 """
 
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from epic_retrieval.cli.index import (
+from epic_retrieval.cli.index_options import (
+    TASK_HELP,
     CorpusArgument,
     DimOption,
+    EngineOption,
     MaxCharsOption,
     ShardSizeOption,
     SkipEmptyOption,
     StoreOption,
+    TypesOption,
+    WorkersOption,
+    check_workers,
+    types_of,
 )
 from epic_retrieval.cli.models import (
     BatchSizeOption,
@@ -32,7 +37,8 @@ def encode(  # noqa: PLR0913, PLR0917 (options of a command)
     out: Annotated[Path, typer.Option(help="Folder for the shards.", show_default=False)],
     model: ModelOption = None,
     task: Annotated[
-        str | None, typer.Option(help="Matters only if it is symmetric.", show_default=False)
+        str | None,
+        typer.Option(help=f"{TASK_HELP} Matters only if it is symmetric.", show_default=False),
     ] = None,
     store: StoreOption = "float32",
     dim: DimOption = None,
@@ -42,50 +48,37 @@ def encode(  # noqa: PLR0913, PLR0917 (options of a command)
     batch_size: BatchSizeOption = None,
     max_chars: MaxCharsOption = 100_000,
     skip_empty: SkipEmptyOption = False,
-    engine: Annotated[
-        Literal["local", "ray"], typer.Option(help="ray: on a cluster, or all of this machine.")
-    ] = "local",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Of ray; by default one a core or GPU.")
-    ] = None,
+    types: TypesOption = None,
+    engine: EngineOption = "local",
+    workers: WorkersOption = None,
 ) -> None:
     """Encode a corpus into shards for `epic index build`; run again, it goes on after a stop."""
-    from epic_retrieval.cli.building import (
-        make_encode,
-        passage_function,
-        quick_count,
-        stage_bars,
-    )
-    from epic_retrieval.index import EncodingSettings, encode_shards, read_corpus
+    from epic_retrieval.cli.building import engine_of, quick_count
+    from epic_retrieval.cli.progress import stage_bars
+    from epic_retrieval.index import EncodingSettings, read_corpus
+    from epic_retrieval.index._words import counted
     from epic_retrieval.tasks import load_task
 
-    passages = read_corpus(corpus, max_chars=max_chars, skip_empty=skip_empty)
+    check_workers(engine, workers)
+    passages = read_corpus(
+        corpus, max_chars=max_chars, skip_empty=skip_empty, types=types_of(types)
+    )
     found = None if task is None else load_task(task)
     encoder = load_encoder(model, device, dtype)
+    encode_with, make_shards = engine_of(
+        engine, workers, encoder, model, device, dtype, found, batch_size
+    )
     info = encoder_info(encoder, found)
-    settings = EncodingSettings(info, store, dim or info.dimension, shard_size)
-    total = quick_count(corpus)
+    # Workers load their own.
+    del encoder
     with stage_bars() as progress:
-        if engine == "local":
-            texts_to_vectors = passage_function(encoder, found, batch_size)
-            shards = encode_shards(
-                passages, texts_to_vectors, out, settings=settings, total=total, progress=progress
-            )
-        else:
-            from epic_retrieval.index._ray import RayOptions
-            from epic_retrieval.index.ray_engine import encode_shards_ray
-
-            uses_gpu = encoder.device.type == "cuda"
-            name = str(Path(model).resolve()) if model and Path(model).is_dir() else model
-            # The workers load their own; this one was needed for its fingerprint.
-            del encoder
-            shards = encode_shards_ray(
-                passages,
-                partial(make_encode, name, device, dtype, found, batch_size),
-                out,
-                settings=settings,
-                options=RayOptions(workers, gpus=float(uses_gpu)),
-                total=total,
-                progress=progress,
-            )
-    typer.echo(f"{sum(shard.rows for shard in shards):,} passages in {len(shards):,} shards, {out}")
+        shards = make_shards(
+            passages,
+            encode_with,
+            out,
+            settings=EncodingSettings(info, store, dim or info.dimension, shard_size),
+            total=quick_count(corpus),
+            progress=progress,
+        )
+    rows = sum(shard.rows for shard in shards)
+    typer.echo(f"{counted(rows, 'passage')} in {counted(len(shards), 'shard')}, {out}")

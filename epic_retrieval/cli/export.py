@@ -65,8 +65,8 @@ def export(  # noqa: PLR0913 (options of a command)
     ] = None,
 ) -> None:
     """Write a checkpoint as plain weights with a model card; upload it if asked."""
+    from epic_retrieval.checkpoint import BUNDLED_MODEL
     from epic_retrieval.cli.mine import task_of
-    from epic_retrieval.cli.models import model_named
     from epic_training.export_hub import check_push, check_repository, push_to_hub
 
     if out is None and push is None:
@@ -86,7 +86,8 @@ def export(  # noqa: PLR0913 (options of a command)
         from epic_training.export import export_checkpoint
 
         found = task_of(task, instruction, symmetric=symmetric)
-        source = model if Path(model).is_dir() else model_named(model)
+        bundled = model == BUNDLED_MODEL.name and not Path(model).is_dir()
+        source = None if bundled else model
         export_checkpoint(
             source, out, merge=merge, layout=layout, dtype=dtype, task=found, licence=licence
         )

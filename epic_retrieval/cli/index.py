@@ -1,7 +1,8 @@
-"""`epic index`: build, search, describe and verify a passage index.
+"""`epic index`: build and search a passage index.
 
-Parses, calls the library, prints. Knows nothing of file formats or models. How an index is changed
-stands in index_changes.py, how it is carried elsewhere in index_transfer.py.
+Parses, calls the library, prints. Knows nothing of file formats or models. What an index holds is
+told in index_checks.py; how it is changed stands in index_changes.py, how it is carried elsewhere
+in index_transfer.py.
 """
 
 import json
@@ -13,75 +14,43 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from epic_retrieval.cli.filters import condition_of, filter_hints
+from epic_retrieval.cli.index_options import (
+    TASK_HELP,
+    CorpusArgument,
+    DimOption,
+    EngineOption,
+    Folder,
+    KindOption,
+    MaxCharsOption,
+    MemoryOption,
+    RecallOption,
+    ShardSizeOption,
+    SkipEmptyOption,
+    StoreOption,
+    TypesOption,
+    WhereOption,
+    WorkersOption,
+    check_workers,
+    memory_of,
+    types_of,
+)
 from epic_retrieval.cli.models import (
     BatchSizeOption,
     DeviceOption,
     DtypeOption,
+    IndexModelOption,
     ModelOption,
     encoder_info,
     load_encoder,
     model_named,
 )
-from epic_retrieval.errors import InputError
+from epic_retrieval.errors import EpicError, InputError
 
 if TYPE_CHECKING:
     from epic_retrieval.index import Hit, Manifest
 
 index_app = typer.Typer(no_args_is_help=True, help="Build, search, change and verify an index.")
-
-Folder = Annotated[Path, typer.Argument(help="Folder of the index.", show_default=False)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-_TASK_HELP = "A built-in task (see `epic tasks`), or the path of a task file."
-
-
-KindOption = Annotated[
-    str,
-    typer.Option(
-        help="auto, flat, hnsw, ivf, ivf-sq8, ivf-pq, or a string of FAISS's index_factory."
-    ),
-]
-MemoryOption = Annotated[
-    str | None,
-    typer.Option(
-        "--max-memory",
-        help="What the structure may take while it is built, such as 1.5G; by default half of "
-        "what is free.",
-        show_default=False,
-    ),
-]
-RecallOption = Annotated[
-    float, typer.Option(min=0.0, max=1.0, help="Wished recall@10 against exact search.")
-]
-MaxCharsOption = Annotated[
-    int, typer.Option(min=1, help="A longer passage is an error; nothing is cut silently.")
-]
-SkipEmptyOption = Annotated[bool, typer.Option(help="Leave out passages without text.")]
-CorpusArgument = Annotated[
-    Path,
-    typer.Argument(
-        help="JSONL, CSV, TSV or Parquet file, a folder of texts, or a BEIR folder.",
-        show_default=False,
-    ),
-]
-StoreOption = Annotated[
-    str, typer.Option("--store", help="Stored vectors: float32, or float16 in half the space.")
-]
-DimOption = Annotated[
-    int | None,
-    typer.Option(
-        "--dim", min=1, help="Keep so many dimensions (Matryoshka models).", show_default=False
-    ),
-]
-ShardSizeOption = Annotated[
-    int, typer.Option(min=1, help="Passages in a shard: what a crash can lose at most.")
-]
-WhereOption = Annotated[
-    str | None,
-    typer.Option(
-        help='Only passages whose metadata match, as JSON: {"year": {"$gte": 2000}}.',
-        show_default=False,
-    ),
-]
 
 
 @index_app.command()
@@ -90,7 +59,7 @@ def build(  # noqa: PLR0913, PLR0917 (options of a command)
     out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
     model: ModelOption = None,
     task: Annotated[
-        str | None, typer.Option(help=_TASK_HELP + " Matters only to a symmetric task's index.")
+        str | None, typer.Option(help=TASK_HELP + " Matters only to a symmetric task's index.")
     ] = None,
     kind: KindOption = "auto",
     memory: MemoryOption = None,
@@ -103,55 +72,101 @@ def build(  # noqa: PLR0913, PLR0917 (options of a command)
     batch_size: BatchSizeOption = None,
     max_chars: MaxCharsOption = 100_000,
     skip_empty: SkipEmptyOption = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace an index that is there.")] = False,
+    types: TypesOption = None,
+    engine: EngineOption = "local",
+    workers: WorkersOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an index that is there.")
+    ] = False,
 ) -> None:
     """Encode a corpus and write an index of it; the same command goes on after a stop.
 
     CORPUS may also be a folder of shards that `epic encode` made: nothing is encoded then.
     """
-    from epic_retrieval.cli.building import build_with_progress, bytes_of, quick_count
-    from epic_retrieval.index import read_corpus
-    from epic_retrieval.index._batches import SETTINGS
+    from epic_retrieval.cli.building import engine_of, quick_count
+    from epic_retrieval.cli.progress import stage_bars
+    from epic_retrieval.index import build_index, read_corpus
+    from epic_retrieval.index._workplace import workplace
+    from epic_retrieval.index.manifest import SETTINGS
     from epic_retrieval.tasks import load_task
 
-    limit = bytes_of(memory)
+    check_workers(engine, workers)
+    limit = memory_of(memory)
     if (corpus / SETTINGS).is_file():
-        _tell(out, _from_shards(corpus, out, kind, limit, recall))
+        settled = {
+            "--task": task,
+            "--device": device,
+            "--dtype": dtype,
+            "--batch-size": batch_size,
+            "--types": types,
+            "--skip-empty": skip_empty,
+            "--workers": workers,
+            "--overwrite": overwrite,
+        }
+        _refuse_settled(corpus, [name for name, value in settled.items() if value])
+        tell(out, _from_shards(corpus, out, kind, limit, recall, dim))
         return
     # A wrong path or task must not wait for a model to load.
-    passages = read_corpus(corpus, max_chars=max_chars, skip_empty=skip_empty)
-    found = None if task is None else load_task(task)
-    encoder = load_encoder(model, device, dtype)
-    manifest = build_with_progress(
-        encoder,
-        passages,
-        out,
-        task=found,
-        batch_size=batch_size,
-        dtype=store,
-        dimension=dim,
-        shard_size=shard_size,
-        kind=kind,
-        memory=limit,
-        target_recall=recall,
-        overwrite=overwrite,
-        total=quick_count(corpus),
-        corpus=corpus.name,
+    passages = read_corpus(
+        corpus, max_chars=max_chars, skip_empty=skip_empty, types=types_of(types)
     )
-    _tell(out, manifest)
+    found = None if task is None else load_task(task)
+    with workplace(out, overwrite=overwrite):
+        pass  # nor must a folder that cannot be written
+    encoder = load_encoder(model, device, dtype)
+    encode, make_shards = engine_of(
+        engine, workers, encoder, model, device, dtype, found, batch_size
+    )
+    about = encoder_info(encoder, found)
+    # Workers load their own.
+    del encoder
+    with stage_bars() as progress:
+        manifest = build_index(
+            passages,
+            encode,
+            out,
+            encoder=about,
+            engine=make_shards,
+            dtype=store,
+            dimension=dim,
+            shard_size=shard_size,
+            kind=kind,
+            memory=limit,
+            target_recall=recall,
+            overwrite=overwrite,
+            total=quick_count(corpus),
+            progress=progress,
+            corpus=corpus.resolve().name,
+        )
+    tell(out, manifest)
+
+
+def _refuse_settled(shards: Path, given: list[str]) -> None:
+    if given:
+        raise InputError(
+            f"{shards} holds shards that are encoded already, for which {given[0]} has no effect; "
+            "leave it out"
+        )
 
 
 def _from_shards(
-    shards: Path, out: Path, kind: str, memory: int | None, recall: float
+    shards: Path, out: Path, kind: str, memory: int | None, recall: float, dim: int | None
 ) -> "Manifest":
-    from epic_retrieval.cli.building import stage_bars
-    from epic_retrieval.index import IndexWriter, read_manifest
+    from epic_retrieval.cli.progress import stage_bars
+    from epic_retrieval.index import IndexWriter
     from epic_retrieval.index.merge import merge
 
-    merge([shards], out, corpus=shards.name)
+    merge([shards], out, corpus=shards.resolve().name)
     with IndexWriter(out) as writer, stage_bars() as progress:
-        writer.rebuild(kind, memory=memory, target=recall, progress=progress)
-    return read_manifest(out)
+        try:
+            return writer.rebuild(
+                kind, memory=memory, dimension=dim, target=recall, progress=progress
+            )
+        except EpicError as error:
+            error.add_note(
+                f"Until then search of {out} is exact: go on with `epic index rebuild {out}`."
+            )
+            raise
 
 
 @index_app.command()
@@ -161,7 +176,7 @@ def search(
         list[str],
         typer.Argument(help="Queries; - reads them from stdin, one a line.", show_default=False),
     ],
-    task: Annotated[str | None, typer.Option(help=_TASK_HELP)] = None,
+    task: Annotated[str | None, typer.Option(help=TASK_HELP)] = None,
     mode: Annotated[
         str | None,
         typer.Option(
@@ -171,7 +186,7 @@ def search(
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Hits for a query.")] = 10,
     where: WhereOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line a query.")] = False,
-    model: ModelOption = None,
+    model: IndexModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
 ) -> None:
@@ -186,42 +201,23 @@ def search(
     with PassageIndex.open(folder) as index:
         built_with = index.manifest.encoder
         found = load_task(task or built_with.task or "web-search")
-        encoder = load_encoder(model or model_named(built_with.name), device, dtype)
+        encoder = load_encoder(model_named(model or built_with.name), device, dtype)
         index.check_encoder(encoder_info(encoder, found, chosen))
         vectors = encoder.encode_queries(queries, found, chosen, show_progress=False)
+        nothing = "no passage matches" if len(index) else "the index holds no passages"
+        nothing += f" {where}" if len(index) and where else ""
         for text, hits in zip(queries, index.search(vectors, k, where=condition), strict=True):
-            _print_json_hits(text, hits) if as_json else _print_hits(text, hits)
-
-
-@index_app.command()
-def info(folder: Folder, as_json: JsonOption = False) -> None:
-    """Show what an index holds and which encoder made it."""
-    from epic_retrieval.index import read_manifest
-
-    manifest = read_manifest(folder)
-    if as_json:
-        typer.echo(json.dumps(asdict(manifest), ensure_ascii=False, indent=2))
-    else:
-        typer.echo(_described(manifest))
-
-
-@index_app.command()
-def verify(folder: Folder) -> None:
-    """Read every byte; exit with 0 only if all is as it was built."""
-    from epic_retrieval.index import verify_index
-
-    report = verify_index(folder)
-    for problem in report.problems:
-        typer.echo(f"{folder}: {problem}", err=True)
-    if not report.ok:
-        raise typer.Exit(1)
-    typer.echo(f"{folder}: as it was built")
+            _print_json_hits(text, hits) if as_json else _print_hits(text, hits, nothing)
+    if condition is not None:
+        tell_hints(folder, condition)
 
 
 def _queries(given: list[str]) -> Iterator[str]:
     """The queries as given, `-` replaced by the lines of stdin; blank lines are skipped."""
     for text in given:
         if text != "-":
+            if not text.strip():
+                raise InputError("a query is blank; write what you look for")
             yield text
             continue
         lines = [line.strip("\r\n") for line in sys.stdin]
@@ -231,8 +227,16 @@ def _queries(given: list[str]) -> Iterator[str]:
         yield from found
 
 
-def _print_hits(query: str, hits: "list[Hit]") -> None:
+def tell_hints(folder: Path, condition: dict[str, Any]) -> None:
+    """Says on stderr what of a condition can match nothing, whether or not the rest does."""
+    for hint in filter_hints(folder, condition):
+        typer.echo(f"epic: {hint}", err=True)
+
+
+def _print_hits(query: str, hits: "list[Hit]", nothing: str) -> None:
     typer.echo(typer.style(query, bold=True))
+    if not hits:
+        typer.echo(f"     {nothing}")
     for hit in hits:
         shown = " ".join(hit.passage.content.split())
         cut = shown if len(shown) <= 100 else shown[:99].rstrip() + "…"
@@ -244,51 +248,12 @@ def _print_json_hits(query: str, hits: "list[Hit]") -> None:
     typer.echo(json.dumps({"query": query, "hits": rows}, ensure_ascii=False))
 
 
-def condition_of(where: str | None) -> dict[str, Any] | None:
-    """A condition on metadata from the command line."""
-    if where is None:
-        return None
-    try:
-        found = json.loads(where)
-    except ValueError as error:
-        raise InputError(
-            f'--where is no JSON ({error}); expected, for example, \'{{"lang": "en"}}\''
-        ) from error
-    if not isinstance(found, dict):
-        raise InputError(f'--where is {where}; expected an object, such as {{"lang": "en"}}')
-    return found
+def tell(folder: Path, manifest: "Manifest") -> None:
+    """Says in one line what an index is now."""
+    from epic_retrieval.index._words import counted
 
-
-def _tell(folder: Path, manifest: "Manifest") -> None:
-    line = f"{manifest.count:,} passages in {folder}"
+    line = f"{counted(manifest.count, 'passage')} in {folder}"
     found = manifest.search
     if found is not None and found.recall is not None:
         line += f"; {found.factory}, recall@{found.recall_k} {found.recall:.3f}"
     typer.echo(line)
-
-
-def _described(manifest: "Manifest") -> str:
-    encoder = manifest.encoder
-    size = sum(file.bytes for file in manifest.files.values())
-    deleted = manifest.rows - manifest.count
-    search = manifest.search
-    lines = [
-        f"corpus       {manifest.corpus or '-'}",
-        f"passages     {manifest.count:,}" + (f" ({deleted:,} deleted)" if deleted else ""),
-        f"dimension    {manifest.dimension}"
-        + (f" of {manifest.truncated_from}" if manifest.truncated_from else ""),
-        f"kind         {manifest.kind}, {manifest.metric}, {manifest.dtype}",
-    ]
-    if search is not None:
-        known = "not measured" if search.recall is None else f"{search.recall:.3f}"
-        chosen = ", ".join(f"{name} {value}" for name, value in search.parameters.items())
-        lines.append(f"search       {chosen}; recall@{search.recall_k} {known}")
-    lines += [
-        f"size         {size / 1e6:,.1f} MB in {len(manifest.shards):,} shards",
-        f"encoder      {encoder.name}",
-        f"fingerprint  {encoder.fingerprint}",
-        f"task         {encoder.task or 'any asymmetric task'}",
-        f"created      {manifest.created} by epic-retrieval {manifest.package_version}",
-        f"changed      {manifest.updated}, generation {manifest.generation}",
-    ]
-    return "\n".join(lines)

@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
-from epic_retrieval.cli.index import (
+from epic_retrieval.cli.filters import condition_of
+from epic_retrieval.cli.index import tell, tell_hints
+from epic_retrieval.cli.index_options import (
     CorpusArgument,
     DimOption,
     Folder,
@@ -18,14 +20,16 @@ from epic_retrieval.cli.index import (
     MemoryOption,
     RecallOption,
     SkipEmptyOption,
+    TypesOption,
     WhereOption,
-    condition_of,
+    memory_of,
+    types_of,
 )
 from epic_retrieval.cli.models import (
     BatchSizeOption,
     DeviceOption,
     DtypeOption,
-    ModelOption,
+    IndexModelOption,
     encoder_info,
     load_encoder,
     model_named,
@@ -36,36 +40,42 @@ changes_app = typer.Typer()
 
 
 @changes_app.command()
-def add(
+def add(  # noqa: PLR0913, PLR0917 (options of a command)
     folder: Folder,
     corpus: CorpusArgument,
-    update: Annotated[bool, typer.Option(help="Replace passages whose ids are there.")] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Replace passages whose ids are there.")
+    ] = False,
     task: Annotated[
         str | None, typer.Option(help="Of a symmetric index, if it is a file.", show_default=False)
     ] = None,
-    model: ModelOption = None,
+    model: IndexModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     batch_size: BatchSizeOption = None,
     max_chars: MaxCharsOption = 100_000,
     skip_empty: SkipEmptyOption = False,
+    types: TypesOption = None,
 ) -> None:
     """Encode a corpus and add it to an index; the same command goes on after a stop."""
-    from epic_retrieval.cli.building import passage_function, stage_bars
+    from epic_retrieval.cli.building import passage_function, quick_count
+    from epic_retrieval.cli.progress import stage_bars
     from epic_retrieval.index import IndexWriter, read_corpus, read_manifest
     from epic_retrieval.tasks import load_task
 
-    passages = read_corpus(corpus, max_chars=max_chars, skip_empty=skip_empty)
+    passages = read_corpus(
+        corpus, max_chars=max_chars, skip_empty=skip_empty, types=types_of(types)
+    )
     built_with = read_manifest(folder).encoder
     name = task or built_with.task
     found = None if name is None else load_task(name)
-    encoder = load_encoder(model or model_named(built_with.name), device, dtype)
+    encoder = load_encoder(model_named(model or built_with.name), device, dtype)
     encode, info = passage_function(encoder, found, batch_size), encoder_info(encoder, found)
+    total = quick_count(corpus)
     with IndexWriter(folder) as writer, stage_bars() as progress:
-        if update:
-            added, replaced = writer.update(passages, encode, encoder=info, progress=progress)
-        else:
-            added, replaced = writer.add(passages, encode, encoder=info, progress=progress), 0
+        change = writer.update if update else writer.add
+        done = change(passages, encode, encoder=info, total=total, progress=progress)
+    added, replaced = done if isinstance(done, tuple) else (done, 0)
     typer.echo(f"{added:,} added, {replaced:,} replaced in {folder}")
 
 
@@ -80,27 +90,37 @@ def delete(
 ) -> None:
     """Delete passages by id, or by a condition on their metadata."""
     from epic_retrieval.index import IndexWriter
+    from epic_retrieval.index._words import counted, first_few
 
     condition = condition_of(where)
     if (condition is None) == (not ids):
         raise InputError("give ids, or --where, and not both")
+    missing: list[str] = []
     with IndexWriter(folder) as writer:
         if condition is None:
-            count = writer.delete(_ids(ids or []))
+            wanted = _ids(ids or [])
+            missing = writer.missing(wanted)
+            count = writer.delete(wanted)
         else:
             count = writer.delete_where(condition)
-    typer.echo(f"{count:,} deleted from {folder}")
+    typer.echo(f"{counted(count, 'passage')} deleted from {folder}")
+    if missing:
+        typer.echo(
+            f"epic: not in the index: {counted(len(missing), 'id')}, {first_few(missing)}", err=True
+        )
+    if condition is not None:
+        tell_hints(folder, condition)
 
 
 @changes_app.command()
 def compact(folder: Folder) -> None:
     """Drop deleted passages for good, and join small shards."""
-    from epic_retrieval.cli.building import stage_bars
+    from epic_retrieval.cli.progress import stage_bars
     from epic_retrieval.index import IndexWriter
 
     with IndexWriter(folder) as writer, stage_bars() as progress:
-        writer.compact(progress=progress)
-    typer.echo(f"{folder}: compacted")
+        manifest = writer.compact(progress=progress)
+    tell(folder, manifest)
 
 
 @changes_app.command()
@@ -112,13 +132,15 @@ def rebuild(
     dim: DimOption = None,
 ) -> None:
     """Make another kind of index from the stored vectors; nothing is encoded."""
-    from epic_retrieval.cli.building import bytes_of, stage_bars
+    from epic_retrieval.cli.progress import stage_bars
     from epic_retrieval.index import IndexWriter
 
-    limit = bytes_of(memory)
+    limit = memory_of(memory)
     with IndexWriter(folder) as writer, stage_bars() as progress:
-        writer.rebuild(kind, memory=limit, dimension=dim, target=recall, progress=progress)
-    typer.echo(f"{folder}: rebuilt")
+        manifest = writer.rebuild(
+            kind, memory=limit, dimension=dim, target=recall, progress=progress
+        )
+    tell(folder, manifest)
 
 
 @changes_app.command()
@@ -133,7 +155,7 @@ def tune(
         ),
     ] = None,
     task: Annotated[str | None, typer.Option(help="Of the queries.", show_default=False)] = None,
-    model: ModelOption = None,
+    model: IndexModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
 ) -> None:
@@ -143,13 +165,26 @@ def tune(
 
     vectors = None
     if queries is not None:
-        lines = [line for line in queries.read_text(encoding="utf-8").split("\n") if line.strip()]
+        lines = _lines(queries)
         built_with = read_manifest(folder).encoder
         found = load_task(task or built_with.task or "web-search")
-        encoder = load_encoder(model or model_named(built_with.name), device, dtype)
+        encoder = load_encoder(model_named(model or built_with.name), device, dtype)
         vectors = encoder.encode_queries(lines, found)
     with IndexWriter(folder) as writer:
         typer.echo(str(writer.tune(recall, vectors)))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        found = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"--queries {path}: cannot be read ({error}); expected a UTF-8 text file with a query "
+            "a line"
+        ) from error
+    if not found:
+        raise InputError(f"--queries {path}: no queries; expected one a line")
+    return found
 
 
 def _ids(given: list[str]) -> list[str]:

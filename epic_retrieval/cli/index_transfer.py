@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from epic_retrieval.cli.index import Folder
+from epic_retrieval.cli.index_options import Folder
 from epic_retrieval.errors import InputError
 
 transfer_app = typer.Typer()
@@ -22,26 +22,41 @@ def export(
     ],
     to: Annotated[Literal["parquet", "qdrant"], typer.Option(help="What to write.")] = "parquet",
     collection: Annotated[str | None, typer.Option(help="Of Qdrant.", show_default=False)] = None,
+    metadata_key: Annotated[
+        str | None,
+        typer.Option(help="Of Qdrant: put metadata under this key.", show_default=False),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="QDRANT_API_KEY", help="Of Qdrant's server.", show_default=False),
+    ] = None,
 ) -> None:
     """Write passages, metadata and vectors for other systems; FOLDER may also hold shards."""
-    from tqdm import tqdm
-
+    from epic_retrieval.cli.progress import counting_bar
+    from epic_retrieval.index._words import counted
     from epic_retrieval.index.export import export_parquet
     from epic_retrieval.index.qdrant import export_qdrant
 
-    with tqdm(unit=" passages") as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        if to == "parquet":
-            export_parquet(folder, out, progress=advance)
-        elif collection is None:
-            raise InputError("--to qdrant needs --collection NAME")
+    if to == "qdrant" and collection is None:
+        raise InputError("--to qdrant needs --collection NAME")
+    if to == "parquet":
+        if collection is not None or metadata_key is not None:
+            raise InputError("--collection and --metadata-key go with --to qdrant; add that")
+        if "://" in out:
+            raise InputError(f"{out} is no file; for a server of Qdrant's add --to qdrant")
+    with counting_bar("exporting") as advance:
+        if collection is None:
+            count = export_parquet(folder, out, progress=advance)
         else:
-            export_qdrant(folder, collection, location=out, progress=advance)
-    typer.echo(f"{folder}: exported to {out}")
+            count = export_qdrant(
+                folder,
+                collection,
+                location=out,
+                api_key=api_key,
+                metadata_key=metadata_key,
+                progress=advance,
+            )
+    typer.echo(f"{folder}: {counted(count, 'passage')} exported to {out}")
 
 
 @transfer_app.command()
@@ -56,7 +71,11 @@ def merge(
     ] = "error",
 ) -> None:
     """Make one index of several that the same encoder made; nothing is encoded."""
+    from epic_retrieval.index._words import counted
     from epic_retrieval.index.merge import merge as join
 
-    join(folders, out, on_duplicate=on_duplicate)
-    typer.echo(f"{len(folders)} merged into {out}")
+    manifest = join(folders, out, on_duplicate=on_duplicate)
+    typer.echo(
+        f"{counted(len(folders), 'folder')} merged into {out}, "
+        f"{counted(manifest.count, 'passage')}; search is exact until `epic index rebuild`"
+    )

@@ -22,6 +22,13 @@ ModelOption = Annotated[
         show_default=False,
     ),
 ]
+IndexModelOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Checkpoint folder or hub name; by default the model that the index was built with.",
+        show_default=False,
+    ),
+]
 DeviceOption = Annotated[
     str | None, typer.Option(help="For example cpu, cuda, cuda:1, mps.", show_default=False)
 ]
@@ -43,19 +50,25 @@ def load_encoder(
     Raises:
         CheckpointError: the model cannot be loaded.
     """
+    from epic_retrieval.checkpoint import BUNDLED_MODEL
     from epic_retrieval.encoder import EpicEncoder
 
     if model is not None and Path(model).is_dir():
         # An index remembers the name, and will be searched from other folders.
         model = str(Path(model).resolve())
+    elif model == BUNDLED_MODEL.name:
+        model = None
     return EpicEncoder.from_pretrained(model, device=device, dtype=dtype)
 
 
-def model_named(name: str) -> str | None:
-    """What to load for the encoder's name in an index's manifest; None is the bundled model."""
+def model_named(name: str) -> str:
+    """What to load for the encoder's name in an index's manifest.
+
+    The bundled model by its folder, since it is somebody's choice here, and no default.
+    """
     from epic_retrieval.checkpoint import BUNDLED_MODEL
 
-    return None if name == BUNDLED_MODEL.name else name
+    return str(BUNDLED_MODEL) if name == BUNDLED_MODEL.name else name
 
 
 def encoder_info(

@@ -10,11 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from epic_retrieval.errors import InputError
-from epic_retrieval.index.manifest import DTYPES, EncoderInfo
+from epic_retrieval.index._twins import Duplicate
+from epic_retrieval.index.manifest import DTYPES, SETTINGS, EncoderInfo
 from epic_retrieval.index.passage import Passage
-from epic_retrieval.index.shard import Duplicate
-
-SETTINGS = "encoding.json"
 
 _FORMAT = "epic-retrieval shards 1"
 # A shard is in memory as text before it is encoded: long texts make shards of fewer passages.

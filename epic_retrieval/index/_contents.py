@@ -14,6 +14,7 @@ import numpy as np
 from epic_retrieval.errors import InputError, PassageIndexError
 from epic_retrieval.index._open import read_deleted, read_structure
 from epic_retrieval.index._shard_folder import Encode, truncated
+from epic_retrieval.index._twins import duplicates
 from epic_retrieval.index._vectors import Vectors, checked_vectors
 from epic_retrieval.index.manifest import (
     DELETED,
@@ -28,7 +29,7 @@ from epic_retrieval.index.manifest import (
 )
 from epic_retrieval.index.passage import Passage
 from epic_retrieval.index.rows import Rows
-from epic_retrieval.index.shard import Shard, duplicates, hashes_of
+from epic_retrieval.index.shard import Shard, hashes_of
 from epic_retrieval.index.shards import Shards
 
 Kind = Literal[

@@ -33,8 +33,8 @@ def exclusive(path: Path, what: str, doing: str = "built") -> Iterator[None]:
     """Hold the lock file `path`; it is removed afterwards.
 
     Raises:
-        LockHeldError: Another process or thread holds it. `what` names what it is working on,
-            and `doing` what it does with it.
+        LockHeldError: Another process holds it, or this one does already. `what` names what it is
+            working on, and `doing` what it does with it.
         OSError: The file cannot be made or locked here.
     """
     handle = _acquire(path, what, doing)
@@ -42,7 +42,7 @@ def exclusive(path: Path, what: str, doing: str = "built") -> Iterator[None]:
         # On a full disk the lock holds all the same; it only does not say who holds it.
         with contextlib.suppress(OSError):
             os.ftruncate(handle, 0)
-            os.write(handle, f"{os.getpid()} on {socket.gethostname()}\n".encode())
+            os.write(handle, f"{_me()}\n".encode())
         yield
     finally:
         if sys.platform != "win32" and _is_same(handle, path):
@@ -107,10 +107,7 @@ def _acquire(path: Path, what: str, doing: str) -> int:
                 return handle
         except BlockingIOError as error:
             os.close(handle)
-            raise LockHeldError(
-                f"{what} is being {doing} by another process{_holder(path)}. "
-                "Wait until it ends, stop it, or choose another folder."
-            ) from error
+            raise LockHeldError(f"{what} is being {doing} by {_holder(path)}") from error
         except OSError:
             os.close(handle)
             raise
@@ -142,9 +139,20 @@ def _is_same(handle: int, path: Path) -> bool:
         return False
 
 
+def _me() -> str:
+    return f"{os.getpid()} on {socket.gethostname()}"
+
+
 def _holder(path: Path) -> str:
+    """Who holds the lock, and what to do about it."""
     try:
         process = path.read_text().strip()
     except OSError:
-        return ""
-    return f" (process {process})" if process else ""
+        process = ""
+    if process == _me():
+        return (
+            f"this very process (process {process}), which began that elsewhere. Close the other "
+            "writer first, or leave its `with` block; one writer can make several changes."
+        )
+    named = f" (process {process})" if process else ""
+    return f"another process{named}. Wait until it ends, stop it, or choose another folder."

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from epic_retrieval.errors import InputError
+from epic_retrieval.index._types import converted
 from epic_retrieval.index.passage import JSON, Passage, is_blank
 
 # Columns that are surely meant as the id. Where one stands in for "id", numbering the rows
@@ -16,6 +17,8 @@ _ALMOST_ID = frozenset(
     {"_ID", "ID", "Id", "corpus-id", "corpus_id", "doc_id", "docid", "docno", "document_id"}
     | {"passage_id", "pid", "uid", "uuid"}
 )
+# Columns of other programs' vectors, where they hold numbers. As metadata they would be a burden.
+_VECTORS = frozenset({"emb", "embedding", "embeddings", "vector", "vectors"})
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,18 @@ class RowReader:
 
     Args:
         skip_empty: Give None instead of an error for a row whose text and title are blank.
+        types: Of columns whose texts stand for something else; as `check_types` wants them.
+
+    Attributes:
+        met: The columns with types that were met so far.
+        left_out: Those that held vectors so far, which are no metadata.
     """
 
-    def __init__(self, *, skip_empty: bool) -> None:
+    def __init__(self, *, skip_empty: bool, types: Mapping[str, str] | None = None) -> None:
+        self.met: set[str] = set()
+        self.left_out: set[str] = set()
         self._skip_empty = skip_empty
+        self._types = types or {}
         self._first: Row | None = None
 
     def passage(self, row: Row) -> Passage | None:
@@ -56,7 +67,16 @@ class RowReader:
         text, title = _text(row), _title(row)
         if self._skip_empty and is_blank(text, title):
             return None
-        return Passage(_id(row), text, title, _metadata(row))
+        return Passage(_id(row), text, title, self._metadata(row))
+
+    def _metadata(self, row: Row) -> Mapping[str, JSON]:
+        vectors = {name for name in _VECTORS & row.cells.keys() if _is_vector(row.cells[name])}
+        self.left_out |= vectors
+        found = _metadata(row, vectors)
+        if not self._types:
+            return found
+        self.met |= found.keys() & self._types.keys()
+        return converted(found, self._types)
 
 
 def _id_column(row: Row) -> str | None:
@@ -98,8 +118,8 @@ def _title(row: Row) -> str:
     return value or ""
 
 
-def _metadata(row: Row) -> Mapping[str, JSON]:
-    known = {"text", "title", _id_column(row)}
+def _metadata(row: Row, left_out: set[str]) -> Mapping[str, JSON]:
+    known = {"text", "title", _id_column(row), *left_out}
     rest = {name: value for name, value in row.cells.items() if name not in known}
     explicit = rest.get("metadata")
     if isinstance(explicit, Mapping):
@@ -113,6 +133,14 @@ def _metadata(row: Row) -> Mapping[str, JSON]:
         rest.update(explicit)
     # Passage checks that every value is JSON.
     return cast(Mapping[str, JSON], rest)
+
+
+def _is_vector(value: object) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and any(isinstance(item, float) for item in value)
+        and all(isinstance(item, int | float) for item in value)
+    )
 
 
 def _shown(value: object) -> str:

@@ -15,11 +15,12 @@ from typing import TypeAlias
 import numpy as np
 
 from epic_retrieval.errors import InputError, PassageIndexError
-from epic_retrieval.index._batches import SETTINGS, Batch, EncodingSettings, read_settings
+from epic_retrieval.index._batches import Batch, EncodingSettings, read_settings
+from epic_retrieval.index._differences import settings_differences
 from epic_retrieval.index._swap import link_files, size_of
 from epic_retrieval.index._vectors import Vectors, checked_vectors
 from epic_retrieval.index.generations import sync
-from epic_retrieval.index.manifest import SHARDS, FileInfo, ShardInfo
+from epic_retrieval.index.manifest import SETTINGS, SHARDS, FileInfo, ShardInfo
 from epic_retrieval.index.passage import Passage
 from epic_retrieval.index.shard import ShardWriter
 from epic_retrieval.storage import write_atomically
@@ -47,8 +48,9 @@ class ShardFolder:
         known = read_settings(folder)
         if known is not None and not known.fits(settings):
             raise InputError(
-                f"{folder} was begun with {known}, but is now given {settings}. Go on with the "
-                "same settings, or choose another folder."
+                f"{folder} was begun with other settings: "
+                f"{settings_differences(known, settings)}. Go on with the former ones, or choose "
+                "another folder."
             )
         self.folder = folder
         self.settings = settings

@@ -12,14 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from epic_retrieval.errors import InputError, PassageIndexError
-from epic_retrieval.index._batches import SETTINGS, read_settings
+from epic_retrieval.index._batches import read_settings
 from epic_retrieval.index._open import read_deleted
 from epic_retrieval.index._shard_folder import FINISHED, finished_shards
+from epic_retrieval.index._words import counted
 from epic_retrieval.index.checksums import check_files
 from epic_retrieval.index.generations import reading
 from epic_retrieval.index.manifest import (
     DELETED,
     IDS,
+    SETTINGS,
     SHARDS,
     EncoderInfo,
     FileInfo,
@@ -185,8 +187,9 @@ def complete_shards(folder: Path) -> list[ShardInfo]:
         return [finished[name] for name in content["shards"]]
     except FileNotFoundError as error:
         raise InputError(
-            f"{folder}: encoding has not come to its end ({len(finished):,} shards are finished). "
-            "Run the command that encodes again: it goes on from there."
+            f"{folder}: encoding has not come to its end; {counted(len(finished), 'shard')} "
+            f"{'is' if len(finished) == 1 else 'are'} finished. Run the command that encodes "
+            "again: it goes on from there."
         ) from error
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise PassageIndexError(

@@ -19,6 +19,8 @@ from epic_retrieval.errors import InputError, MissingExtraError
 
 # The standard library's own limit for a CSV field; ours never goes below it.
 _CSV_FIELD = 131_072
+# What `export_parquet` notes in its files as epic_retrieval.format.
+EXPORT_FORMAT = b"epic-retrieval vectors 1"
 
 
 @contextmanager
@@ -130,7 +132,8 @@ def csv_cells(
 def parquet_cells(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
     """(row number from 1, cells) for every row of a Parquet file.
 
-    Dates and times become ISO 8601 text, NaN becomes None.
+    Dates and times become ISO 8601 text, NaN becomes None. Of a file that `export_parquet` wrote
+    the vectors are not read, and metadata are objects again.
     """
     try:
         import pyarrow as pa
@@ -142,13 +145,29 @@ def parquet_cells(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
     number = 0
     try:
         with reading(path), pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
+            own = (file.schema_arrow.metadata or {}).get(b"epic_retrieval.format") == EXPORT_FORMAT
+            names = [name for name in file.schema_arrow.names if not own or name != "vector"]
+            for batch in file.iter_batches(batch_size=1024, columns=names):
                 for cells in batch.to_pylist():
                     number += 1
-                    yield number, {name: _plain(value) for name, value in cells.items()}
+                    if own and isinstance(cells.get("metadata"), str):
+                        cells["metadata"] = _exported(path, number, cells["metadata"])
+                        yield number, cells
+                    else:
+                        yield number, {name: _plain(value) for name, value in cells.items()}
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise InputError(
             f"{path}, after row {number}: not a readable Parquet file ({error}). Write it again."
+        ) from error
+
+
+def _exported(path: Path, number: int, text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}, row {number}: the metadata of this export are not valid JSON ({error}). "
+            "Export the index again."
         ) from error
 
 

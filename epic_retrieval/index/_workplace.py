@@ -11,14 +11,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from epic_retrieval.errors import InputError, PassageIndexError
-from epic_retrieval.index._batches import SETTINGS, EncodingSettings, read_settings
+from epic_retrieval.index._batches import EncodingSettings, read_settings
+from epic_retrieval.index._differences import settings_differences
 from epic_retrieval.index._lock import exclusive
 from epic_retrieval.index._shard_folder import FINISHED, finished_shards
 from epic_retrieval.index._swap import place_file, place_folder
+from epic_retrieval.index._words import counted
 from epic_retrieval.index.generations import publish, sweep, sync, writing
 from epic_retrieval.index.manifest import (
     INDEX,
     SEARCH,
+    SETTINGS,
     SHARDS,
     Manifest,
     ShardInfo,
@@ -89,15 +92,16 @@ class Workplace:
         finished = len(self.finished())
         if finished and not self._overwrite:
             raise InputError(
-                f"{self.folder} holds {finished:,} finished shards of a build that was stopped, "
-                f"with {known}; this build has {settings}. Go on with the former settings, or pass "
-                "overwrite=True (--overwrite) to throw that work away, or remove the folder."
+                f"{self.folder} holds {counted(finished, 'finished shard')} of a build that was "
+                f"stopped, with other settings: {settings_differences(known, settings)}. Go on "
+                "with the former ones, or pass overwrite=True (--overwrite) to throw that work "
+                "away, or remove the folder."
             )
         if finished:
             logger.warning(
-                "%s: threw away %s finished shards of a build with other settings, %s",
+                "%s: threw away %s of a build with other settings, %s",
                 self.folder,
-                finished,
+                counted(finished, "finished shard"),
                 known,
             )
         shutil.rmtree(self.folder)

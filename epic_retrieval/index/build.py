@@ -11,6 +11,7 @@ from pathlib import Path
 
 from epic_retrieval.errors import InputError, PassageIndexError
 from epic_retrieval.index._batches import EncodingSettings
+from epic_retrieval.index._engine import kept_text
 from epic_retrieval.index._faiss import load_faiss
 from epic_retrieval.index._memory import default_memory
 from epic_retrieval.index._searchable import (
@@ -26,7 +27,7 @@ from epic_retrieval.index._shard_folder import Encode
 from epic_retrieval.index._swap import shortage
 from epic_retrieval.index._workplace import Workplace, workplace
 from epic_retrieval.index.choice import FLAT, choose
-from epic_retrieval.index.encode import Progress, encode_shards, kept_text
+from epic_retrieval.index.encode import Progress, encode_shards
 from epic_retrieval.index.manifest import EncoderInfo, Manifest, SearchInfo, ShardInfo
 from epic_retrieval.index.passage import Passage
 from epic_retrieval.index.shards import Shards
@@ -34,7 +35,7 @@ from epic_retrieval.index.shards import Shards
 
 def build_index(  # noqa: PLR0913 (the options of a build)
     passages: Iterable[Passage],
-    encode: Encode,
+    encode: Encode | Callable[[], Encode],
     out: str | Path,
     *,
     encoder: EncoderInfo,
@@ -49,6 +50,7 @@ def build_index(  # noqa: PLR0913 (the options of a build)
     total: int | None = None,
     progress: Callable[[Progress], None] | None = None,
     corpus: str = "",
+    engine: Callable[..., list[ShardInfo]] = encode_shards,
 ) -> Manifest:
     """Encode passages and write them, with a structure that finds them, as the folder `out`.
 
@@ -65,7 +67,7 @@ def build_index(  # noqa: PLR0913 (the options of a build)
     Args:
         passages: Any number, streamed, by a thread that reads ahead; at least one.
         encode: From the `content` of up to `chunk_size` passages to their vectors, an array of
-            shape (n, encoder.dimension), float32, each row of length 1.
+            shape (n, encoder.dimension), float32, each row of length 1; or what `engine` wants.
         out: The folder to make; parents are made too. A path that exists must be an empty folder,
             or an index if `overwrite`.
         encoder: Who encodes, with the dimension that it gives; searching checks it.
@@ -84,6 +86,8 @@ def build_index(  # noqa: PLR0913 (the options of a build)
             and to refuse a `kind` that cannot work before anything is encoded.
         progress: Called after each chunk and step.
         corpus: Name of the corpus, for the manifest.
+        engine: Makes the shards, from `encode` as it wants it: `encode_shards`, or
+            `encode_shards_ray` with its options as a `functools.partial`, on many machines.
 
     Returns:
         The manifest of the new index.
@@ -108,7 +112,7 @@ def build_index(  # noqa: PLR0913 (the options of a build)
     with workplace(Path(out), overwrite=overwrite) as place:
         place.begin(settings)
         with _keeping(place):
-            shards = encode_shards(
+            shards = engine(
                 passages,
                 encode,
                 place.folder,

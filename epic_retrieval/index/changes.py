@@ -127,7 +127,7 @@ class Changes:
                 # What was deleted, or compacted, or published in vain may come again.
                 reuse=[self._folder],
                 total=total,
-                progress=progress,
+                progress=incoming.counting(progress),
             )
         except BaseException as error:
             if incoming.same:

@@ -4,13 +4,15 @@ Knows nothing of vectors, encoders or indexes.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from epic_retrieval.errors import InputError
 from epic_retrieval.index._rows import Row, RowReader, rows_of
 from epic_retrieval.index._tables import csv_cells, jsonl_cells, parquet_cells, reading
 from epic_retrieval.index._texts import text_files, text_passages
+from epic_retrieval.index._types import check_types
+from epic_retrieval.index._words import counted
 from epic_retrieval.index.passage import JSON, Passage
 
 __all__ = ["JSON", "Passage", "read_corpus"]
@@ -26,16 +28,20 @@ def read_corpus(
     max_chars: int = 100_000,
     passage_chars: int = 2_000,
     skip_empty: bool = False,
+    types: Mapping[str, str] | None = None,
 ) -> Iterator[Passage]:
     r"""The passages of a corpus, one by one, in the order of the file.
 
     `.jsonl`, `.csv` and `.tsv` (each also with `.gz`) and `.parquet`: the column `_id` or `id` is
     the id (text or a whole number), `text` the text, `title` the title; all other columns become
-    metadata, and an object called `metadata` is merged into them. If *no* row has an id, ids are
+    metadata, and an object called `metadata` is merged into them. Columns of numbers called
+    `vector`, `embedding` or the like are left out, which is logged. If *no* row has an id, ids are
     the line numbers ("1", "2", ...; in Parquet the row numbers), so that an id leads back to its
     line; a file where only some rows have one is an error. CSV and TSV start with a header line,
     and both know quotes: a field with a tab, a line break or a quote stands in quotes, with
-    quotes inside it doubled.
+    quotes inside it doubled. Their cells are texts, which no
+    filter on numbers finds: `types` says what else they stand for. A Parquet file of
+    `export_parquet` gives the passages that were exported.
 
     A folder with `corpus.jsonl` or `corpus.jsonl.gz` is read as BEIR lays it out. Any other
     folder: its `.txt` and `.md` files, hidden ones left out, in the order of their relative posix
@@ -51,6 +57,8 @@ def read_corpus(
         passage_chars: The size of passages from text files.
         skip_empty: Leave out passages whose text and title are blank (and log how many) instead
             of raising.
+        types: Of metadata columns, such as {"year": "int", "price": "float", "free": "bool"}:
+            texts become what they stand for, and blank ones None. Other values stay.
 
     Raises:
         InputError: The corpus breaks a rule; the message names file, line and what to do. A path
@@ -60,7 +68,8 @@ def read_corpus(
     for name, value in (("max_chars", max_chars), ("passage_chars", passage_chars)):
         if value < 1:
             raise InputError(f"{name} is {value}: expected at least 1.")
-    path = Path(path)
+    path, types = Path(path), dict(types or {})
+    check_types(types)
     with reading(path):
         is_folder = path.is_dir()
         path.stat()
@@ -71,12 +80,14 @@ def read_corpus(
             raise InputError(f"{path} holds both {_BEIR[0]} and {_BEIR[1]}: remove one of them.")
         if beir:
             path = beir[0]
-            placed = _from_table(path, max_chars, skip_empty=skip_empty)
+            placed = _from_table(path, max_chars, types, skip_empty=skip_empty)
         else:
+            if types:
+                raise InputError(f"{path}: texts in a folder have no columns; leave out the types.")
             placed = _from_folder(path, passage_chars, skip_empty=skip_empty)
     else:
         _check_ending(path)
-        placed = _from_table(path, max_chars, skip_empty=skip_empty)
+        placed = _from_table(path, max_chars, types, skip_empty=skip_empty)
     return _checked(path, placed, max_chars)
 
 
@@ -103,21 +114,35 @@ def _checked(
         places[passage.id] = place
         yield passage
     if skipped:
-        _LOG.warning("%s: skipped %d passages with neither text nor title", path, skipped)
+        told = counted(skipped, "passage")
+        _LOG.warning("%s: skipped %s with neither text nor title", path, told)
     if not places:
         raise InputError(f"{path}: no passages{' but blank ones' if skipped else ''}. Add some.")
 
 
 def _from_table(
-    path: Path, max_chars: int, *, skip_empty: bool
+    path: Path, max_chars: int, types: Mapping[str, str], *, skip_empty: bool
 ) -> Iterator[tuple[str, Passage | None]]:
-    reader = RowReader(skip_empty=skip_empty)
+    reader = RowReader(skip_empty=skip_empty, types=types)
+    told: set[str] = set()
     for row in _rows(path, max_chars):
         try:
             passage = reader.passage(row)
         except InputError as error:
             raise InputError(f"{path}, {row.place}: {error}{_hint(str(error))}") from error
+        for name in reader.left_out - told:
+            told.add(name)
+            _LOG.warning('%s: left out the vectors in "%s"; an index makes its own', path, name)
+        absent = sorted(types.keys() - row.cells.keys())
+        if absent and not path.name.lower().endswith((".jsonl", ".jsonl.gz")):
+            raise InputError(
+                f'{path}: a type is given for the column "{absent[0]}", which is not there; there '
+                f"are {', '.join(row.cells)}."
+            )
         yield row.place, passage
+    unmet = sorted(types.keys() - reader.met)
+    if unmet:
+        _LOG.warning('%s: no row has the column "%s" that was given a type', path, unmet[0])
 
 
 def _from_folder(

@@ -6,21 +6,18 @@ is handed in as a function.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from epic_retrieval.errors import InputError, PassageIndexError
+from epic_retrieval.errors import InputError
 from epic_retrieval.index._batches import Batch, EncodingSettings, batches
+from epic_retrieval.index._engine import check_ids, explained, find_shard, read_ahead, shards_of
 from epic_retrieval.index._shard_folder import Encode, ShardFolder, ShardNotWrittenError
 from epic_retrieval.index._source import mark_complete, mark_incomplete
-from epic_retrieval.index._swap import shortage
-from epic_retrieval.index.manifest import SHARDS, ShardInfo, read_manifest
+from epic_retrieval.index.manifest import SHARDS, ShardInfo
 from epic_retrieval.index.passage import Passage
-from epic_retrieval.index.shard import duplicates
-from epic_retrieval.index.shards import Shards
 
 Stage: TypeAlias = Literal["encoding", "choosing", "training", "adding", "merging", "measuring"]
 
@@ -110,9 +107,9 @@ def encode_shards(
         kept = ShardFolder(folder, settings)
         kept.remove_unfinished()
         mark_incomplete(folder)
-        known = [(place / SHARDS, _shards_of(place)) for place in reuse]
-        for batch in _read_ahead(batches(passages, settings)):
-            info = _found(batch.name, kept, known)
+        known = [(place / SHARDS, shards_of(place)) for place in reuse]
+        for batch in read_ahead(batches(passages, settings)):
+            info = find_shard(batch.name, kept, known)
             if info is not None:
                 meter.reused(info)
             else:
@@ -123,57 +120,11 @@ def encode_shards(
             if len(shards) & (len(shards) - 1) == 0:
                 check_ids(folder, shards)
     except ShardNotWrittenError as error:
-        raise _explained(error, folder, shards, batch, settings, total) from error
+        raise explained(error, folder, shards, batch, settings, total) from error
     check_ids(folder, shards)
     if shards:
         mark_complete(folder, shards)
     return shards
-
-
-def _read_ahead(coming: Iterator[Batch]) -> Iterator[Batch]:
-    """The same, the next one being read while one is encoded."""
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(next, coming, None)
-        while (batch := following.result()) is not None:
-            following = pool.submit(next, coming, None)
-            yield batch
-
-
-def check_ids(folder: Path, shards: Sequence[ShardInfo]) -> None:
-    """Make sure that no id stands twice; memory stays bounded.
-
-    Raises:
-        InputError: One does, at two passages that the message tells.
-    """
-    if not shards:
-        return
-    with Shards(folder, shards) as opened:
-        twin = duplicates([shard for _, shard in opened])
-    if twin is not None:
-        raise InputError(str(twin))
-
-
-def _found(
-    name: str, kept: ShardFolder, elsewhere: Sequence[tuple[Path, Mapping[str, ShardInfo]]]
-) -> ShardInfo | None:
-    """A shard that need not be encoded, wherever it is; it is in `kept` afterwards."""
-    own = kept.finished(name)
-    for place, shards in elsewhere:
-        info = shards.get(name)
-        if info is None and own is None:
-            # A build that was stopped while it moved its shards there left the note here.
-            info = kept.note(name)
-        # What another index holds under this name must be the same, bit for bit.
-        if info is not None and info != own and kept.adopt(info, place / name):
-            return info
-    return own
-
-
-def _shards_of(folder: Path) -> dict[str, ShardInfo]:
-    try:
-        return {shard.name: shard for shard in read_manifest(folder).shards}
-    except PassageIndexError:
-        return {}
 
 
 class _Meter:
@@ -218,35 +169,3 @@ class _Meter:
             bytes_written=self._most,
             seconds=self._seconds + seconds,
         )
-
-
-def _explained(
-    error: ShardNotWrittenError,
-    folder: Path,
-    shards: Sequence[ShardInfo],
-    batch: Batch | None,
-    settings: EncodingSettings,
-    total: int | None,
-) -> PassageIndexError:
-    needed = None
-    if batch is not None:
-        rows = sum(shard.rows for shard in shards)
-        size = sum(file.bytes for shard in shards for file in shard.files.values())
-        left = len(batch.passages) if total is None else max(total - rows, len(batch.passages))
-        # Before the first shard a guess: text and what finds it take more than the text alone.
-        width = settings.dimension * (4 if settings.dtype == "float32" else 2)
-        guess = width + 16 + 1.5 * batch.bytes / len(batch.passages)
-        needed = left * (size / rows if rows else guess)
-    return PassageIndexError(
-        f"{error} {kept_text(folder, shards)} {shortage(folder, needed)} Then run the same command "
-        "again: it goes on from there."
-    )
-
-
-def kept_text(folder: Path, shards: Sequence[ShardInfo]) -> str:
-    """One sentence on what a run that fails leaves behind."""
-    if not shards:
-        return f"No shard was finished yet in {folder}."
-    word = "shard" if len(shards) == 1 else "shards"
-    rows = sum(shard.rows for shard in shards)
-    return f"{len(shards):,} finished {word} ({rows:,} passages) are kept in {folder}."

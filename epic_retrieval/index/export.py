@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from epic_retrieval.errors import InputError, MissingExtraError, PassageIndexError
 from epic_retrieval.index._source import Source, open_source
 from epic_retrieval.index._swap import shortage
+from epic_retrieval.index._tables import EXPORT_FORMAT
 from epic_retrieval.index.generations import sync
 from epic_retrieval.index.rows import Rows
 from epic_retrieval.index.shards import Shards
@@ -81,7 +82,8 @@ def export_parquet(
 
     Args:
         folder: An index, or a folder of encoded shards.
-        path: The file to make; with `rows_per_file` a folder of part-00000.parquet and so on.
+        path: The .parquet file to make; with `rows_per_file` a folder of part-00000.parquet and
+            so on.
         rows_per_file: Begin a new file after so many rows.
         check: As in `to_arrow`.
         progress: Called with the number of passages that are written, and of all.
@@ -90,7 +92,8 @@ def export_parquet(
         The number of passages.
 
     Raises:
-        InputError: There is something at `path`, or `folder` is not as described.
+        InputError: There is something at `path`, or its name ends in something else, or `folder`
+            is not as described.
         PassageIndexError: A file is missing or damaged, or writing failed (a full disk).
         MissingExtraError: pyarrow is not installed.
     """
@@ -98,6 +101,11 @@ def export_parquet(
     path = Path(path)
     if rows_per_file is not None and rows_per_file < 1:
         raise InputError(f"rows_per_file is {rows_per_file}: expected at least 1.")
+    if rows_per_file is None and path.suffix.lower() != ".parquet":
+        raise InputError(
+            f"{path}: expected a file name that ends in .parquet, by which other programs know "
+            f"what it is, such as {path.stem or 'out'}.parquet."
+        )
     with (
         open_source(folder, check=check) as source,
         source.open() as shards,
@@ -174,7 +182,7 @@ def _schema(arrow: Any, source: Source) -> "pa.Schema":  # noqa: ANN401 (a modul
     encoder = source.encoder
     number = arrow.float16() if source.dtype == "float16" else arrow.float32()
     about = {
-        "format": "epic-retrieval vectors 1",
+        "format": EXPORT_FORMAT.decode(),
         "dimension": encoder.dimension,
         "dtype": source.dtype,
         "metric": "cosine",

@@ -5,11 +5,14 @@ Knows nothing of encoding or writing.
 
 from array import array
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 
 from epic_retrieval.errors import InputError
+from epic_retrieval.index._searchable import Report
+from epic_retrieval.index.encode import Progress
 from epic_retrieval.index.passage import Passage
 from epic_retrieval.index.rows import Rows
 from epic_retrieval.index.shards import Shards
@@ -45,6 +48,17 @@ class Incoming:
     def same(self) -> int:
         """How many were left out, since they are there as they are."""
         return self._same
+
+    def counting(self, progress: Report | None) -> Report | None:
+        """The same for those who count all passages: what is there as it is needs no encoding."""
+        if progress is None:
+            return None
+        tell = progress
+
+        def told(now: Progress) -> None:
+            tell(now if now.total is None else replace(now, total=now.total - self._same))
+
+        return told
 
     def wanted(self, passages: Iterable[Passage]) -> Iterator[Passage]:
         """The passages that must be written, in order.

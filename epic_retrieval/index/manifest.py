@@ -35,6 +35,7 @@ __all__ = [
     "PASSAGES",
     "REBUILD",
     "SEARCH",
+    "SETTINGS",
     "SHARDS",
     "SHARD_FILES",
     "VECTORS",
@@ -53,6 +54,8 @@ __all__ = [
 FORMAT = "epic-retrieval passage index"
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+# In a folder of encoded shards, which is no index yet.
+SETTINGS = "encoding.json"
 
 SHARDS = "shards"
 VECTORS = "vectors.npy"
@@ -406,4 +409,9 @@ def _missing(folder: Path) -> str:
                 f"{aside[0]}. Rename that back, or build the index again."
             )
         return f"{folder}: no such folder. Give the folder of an index, or build it first."
+    if (folder / SETTINGS).is_file():
+        return (
+            f"{folder}: encoded shards, not an index yet. Build one of them, with `epic index "
+            "build` or `merge`."
+        )
     return f"{folder}: not an index, it has no {MANIFEST}. Give the folder of an index."

@@ -21,7 +21,7 @@ from epic_retrieval.index._lock import exclusive
 from epic_retrieval.index._mapped import write_array
 from epic_retrieval.index._source import Source, open_source
 from epic_retrieval.index._swap import link_files, shortage
-from epic_retrieval.index._twins import twins
+from epic_retrieval.index._twins import duplicates, twins
 from epic_retrieval.index.build import package_version
 from epic_retrieval.index.generations import publish, sync
 from epic_retrieval.index.manifest import (
@@ -33,7 +33,7 @@ from epic_retrieval.index.manifest import (
     ShardInfo,
 )
 from epic_retrieval.index.rows import Rows
-from epic_retrieval.index.shard import Shard, duplicates
+from epic_retrieval.index.shard import Shard
 
 OnDuplicate: TypeAlias = Literal["error", "first", "last"]
 
@@ -136,7 +136,7 @@ def _rows_that_count(
                 raise InputError(
                     f'The id "{twin.id}" stands both in {sources[where[0]].folder} and in '
                     f'{sources[where[1]].folder}. Keep one of the two: on_duplicate="first" or '
-                    '"last".'
+                    'on_duplicate="last".'
                 )
             return infos, deleted
         lost = twins(shards, deleted, keep=on_duplicate)

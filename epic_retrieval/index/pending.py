@@ -15,8 +15,9 @@ from pathlib import Path
 
 from epic_retrieval.errors import PassageIndexError
 from epic_retrieval.index._batches import EncodingSettings, read_settings
+from epic_retrieval.index._engine import kept_text
 from epic_retrieval.index._shard_folder import FINISHED, finished_shards
-from epic_retrieval.index.encode import kept_text
+from epic_retrieval.index._words import counted
 from epic_retrieval.index.manifest import SHARDS, Manifest, ShardInfo
 from epic_retrieval.storage import write_atomically
 
@@ -74,9 +75,9 @@ class Pending:
                 return wanted_so
             if self._encoded():
                 logger.warning(
-                    "%s: threw away %s finished shards that were begun with other settings, %s",
+                    "%s: threw away %s begun with other settings, %s",
                     self.encoding,
-                    len(self._encoded()),
+                    counted(len(self._encoded()), "finished shard"),
                     known,
                 )
             shutil.rmtree(self.encoding)

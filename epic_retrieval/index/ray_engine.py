@@ -12,23 +12,17 @@ from pathlib import Path
 
 from epic_retrieval.errors import InputError, PassageIndexError
 from epic_retrieval.index._batches import Batch, EncodingSettings, batches
+from epic_retrieval.index._engine import check_ids, explained, find_shard, read_ahead, shards_of
 from epic_retrieval.index._mapped import HEADER_BYTES
 from epic_retrieval.index._ray import RayOptions, cluster, load_ray
 from epic_retrieval.index._ray_pool import Job, Pool
 from epic_retrieval.index._shard_folder import Encode, ShardFolder, ShardNotWrittenError
 from epic_retrieval.index._source import mark_complete, mark_incomplete
 from epic_retrieval.index._swap import size_of
-from epic_retrieval.index.encode import (
-    Progress,
-    _explained,
-    _found,
-    _read_ahead,
-    _shards_of,
-    check_ids,
-)
+from epic_retrieval.index._twins import Duplicate
+from epic_retrieval.index.encode import Progress
 from epic_retrieval.index.manifest import SHARDS, VECTORS, ShardInfo
 from epic_retrieval.index.passage import Passage
-from epic_retrieval.index.shard import Duplicate
 
 __all__ = ["RayOptions", "encode_shards_ray"]
 
@@ -115,7 +109,7 @@ def encode_shards_ray(
         if found:
             mark_complete(folder, found)
     except ShardNotWrittenError as error:
-        raise _explained(error, folder, shards.finished, None, settings, total) from error
+        raise explained(error, folder, shards.finished, None, settings, total) from error
     return found
 
 
@@ -127,14 +121,14 @@ def _unfinished(
     meter: "_Meter",
 ) -> Iterator[tuple[int, Batch]]:
     """(number, batch) of shards that must be encoded; the others go to `shards`."""
-    known = [(place / SHARDS, _shards_of(place)) for place in reuse]
+    known = [(place / SHARDS, shards_of(place)) for place in reuse]
     starts: dict[str, int] = {}
-    for number, batch in enumerate(_read_ahead(batches(passages, kept.settings))):
+    for number, batch in enumerate(read_ahead(batches(passages, kept.settings))):
         first = starts.setdefault(batch.name, batch.start)
         if first != batch.start:
             # Two workers must not write to the same place.
             raise InputError(str(Duplicate(batch.passages[0].id, first, batch.start)))
-        info = _found(batch.name, kept, known)
+        info = find_shard(batch.name, kept, known)
         if info is None:
             yield number, batch
         else:

@@ -12,7 +12,6 @@ import hashlib
 import sqlite3
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -46,8 +45,6 @@ from epic_retrieval.index.passage import Passage
 from epic_retrieval.index.store import PassageStore, StoreWriter
 
 Hashes = NDArray[np.uint64]
-# Duplicates are looked for in about so many hashes at a time; each takes some 50 bytes then.
-_BUCKET = 2_000_000
 
 
 def hashes_of(ids: Iterable[str]) -> Hashes:
@@ -281,88 +278,3 @@ class Shard:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-@dataclass(frozen=True)
-class Duplicate:
-    """An id that stands twice: in these global rows, counted from 0."""
-
-    id: str
-    first: int
-    second: int
-
-    def __str__(self) -> str:
-        return (
-            f'The id "{self.id}" stands twice, at passages {self.first + 1:,} and '
-            f"{self.second + 1:,} (counted from 1). Give every passage its own id."
-        )
-
-
-def duplicates(
-    shards: Sequence[Shard], deleted: NDArray[np.int64] | None = None, bucket: int = _BUCKET
-) -> Duplicate | None:
-    """The first passage whose id another one before it has; None if all ids differ.
-
-    Hashes are compared range by range, so that memory stays bounded (about 50 bytes times
-    `bucket`) however many shards there are; equal ones are verified by the ids themselves.
-
-    Args:
-        shards: In the order of their rows.
-        deleted: Global rows that do not count, sorted.
-        bucket: About how many hashes to compare at a time.
-    """
-    if not shards:
-        return None
-    starts = np.cumsum([0, *(shard.rows for shard in shards)])
-    best: Duplicate | None = None
-    # Hashes spread evenly over 64 bits.
-    pieces = max(1, int(starts[-1]) // bucket)
-    edges = [2**64 * piece // pieces for piece in range(pieces)]
-    cuts = [
-        np.append(np.searchsorted(shard.ids[0], np.array(edges, np.uint64)), shard.rows)
-        for shard in shards
-    ]
-    for piece in range(pieces):
-        parts = [
-            (shard.ids[:, cut[piece] : cut[piece + 1]], int(start))
-            for shard, cut, start in zip(shards, cuts, starts[:-1], strict=True)
-        ]
-        hashes = np.concatenate([part[0] for part, _ in parts])
-        rows = np.concatenate([part[1].astype(np.int64) + start for part, start in parts])
-        if deleted is not None and len(deleted):
-            place = np.minimum(np.searchsorted(deleted, rows), len(deleted) - 1)
-            alive = deleted[place] != rows
-            hashes, rows = hashes[alive], rows[alive]
-        best = _first(hashes, rows, shards, starts, best)
-    return best
-
-
-def _first(
-    hashes: Hashes,
-    rows: NDArray[np.int64],
-    shards: Sequence[Shard],
-    starts: NDArray[np.int64],
-    best: Duplicate | None,
-) -> Duplicate | None:
-    order = np.lexsort((rows, hashes))
-    hashes, rows = hashes[order], rows[order]
-    twins = np.flatnonzero(hashes[1:] == hashes[:-1]) + 1
-    for twin in twins[np.argsort(rows[twins])].tolist():
-        second = int(rows[twin])
-        if best is not None and best.second < second:
-            break
-        name = _id(second, shards, starts)
-        before = twin - 1
-        while before >= 0 and hashes[before] == hashes[twin]:
-            if _id(int(rows[before]), shards, starts) == name:
-                first = int(rows[before])
-                best = Duplicate(name, first, second)
-            before -= 1
-        if best is not None and best.second == second:
-            break
-    return best
-
-
-def _id(row: int, shards: Sequence[Shard], starts: NDArray[np.int64]) -> str:
-    number = int(np.searchsorted(starts, row, side="right")) - 1
-    return shards[number].store.ids([row - int(starts[number])])[0]

@@ -33,6 +33,8 @@ _LEFT = re.compile(
     rf"|{GENERATIONS}(/\.?[0-9]+\.(lock|json)(\.[0-9a-f]{{32}})?)?"
     rf"|\.{re.escape(MANIFEST)}\.[0-9a-f]{{32}}|pending(/.*)?"
 )
+# Empty ones are no leftovers: changes come and go in them.
+_PLACES = (SHARDS, SEARCH, DELETED, GENERATIONS)
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def _strays(folder: Path, manifest: Manifest) -> tuple[list[str], tuple[str, ...
     left: list[str] = []
     for path in _leaves(folder):
         name = path.relative_to(folder).as_posix()
-        if name in known or name in kept:
+        if name in known or name in kept or (name in _PLACES and path.is_dir()):
             continue
         inside = name.rpartition("/")[0] in kept
         (left if _LEFT.fullmatch(name) and not inside else extra).append(name)

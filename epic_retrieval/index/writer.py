@@ -6,6 +6,7 @@ in as a function.
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from epic_retrieval.errors import InputError, PassageIndexError
+from epic_retrieval.index._differences import encoder_differences
 from epic_retrieval.index._searchable import Report
 from epic_retrieval.index._shard_folder import Encode
 from epic_retrieval.index._vectors import Vectors
@@ -213,6 +215,19 @@ class IndexWriter:
             found += changes.present.shards.find(some, changes.present.layout.deleted).values()
         return self._deleted(changes, np.unique(np.array(found, dtype=np.int64)))
 
+    def missing(self, ids: Iterable[str]) -> list[str]:
+        """Those of these ids that are not in the index, in their order, each once.
+
+        Raises:
+            InputError: As `delete`.
+        """
+        changes = self._open()
+        given = ids if isinstance(ids, str | bytes) else list(dict.fromkeys(ids))
+        found: set[str] = set()
+        for some in _checked_ids(given):
+            found |= changes.present.shards.find(some, changes.present.layout.deleted).keys()
+        return [key for key in given if key not in found]
+
     def delete_where(self, condition: Mapping[str, JSON] | Condition) -> int:
         """Delete the passages that match a condition on their metadata.
 
@@ -350,24 +365,13 @@ def check_encoder(folder: Path, manifest: Manifest, encoder: EncoderInfo) -> Non
     """
     built = manifest.encoder
     full = manifest.truncated_from or built.dimension
-    if (encoder.fingerprint, encoder.dimension, encoder.task) != (
-        built.fingerprint,
-        full,
-        built.task,
-    ):
+    different = encoder_differences(replace(built, dimension=full), encoder)
+    if different:
         raise PassageIndexError(
-            f"{folder} was built with {_described(built, full)}, but is given passages of "
-            f"{_described(encoder, encoder.dimension)}; their vectors cannot be compared. Load the "
-            "encoder that the index was built with, or build the index again with this one."
+            f"{folder} was built with another encoder: {different}. Vectors of the two cannot be "
+            "compared. Load the encoder that the index was built with, or build the index again "
+            "with this one."
         )
-
-
-def _described(encoder: EncoderInfo, dimension: int) -> str:
-    task = f", task {encoder.task}" if encoder.task else ""
-    return (
-        f'the encoder "{encoder.name}" (fingerprint {encoder.fingerprint}, {dimension} '
-        f"dimensions{task})"
-    )
 
 
 def _checked_ids(ids: Iterable[str]) -> Iterator[list[str]]:

@@ -1,3 +1,4 @@
+import gzip
 import json
 from pathlib import Path
 
@@ -5,8 +6,11 @@ import pytest
 from typer.testing import CliRunner
 
 from epic_retrieval import EpicEncoder, PassageIndex, Task
+from epic_retrieval.checkpoint import BUNDLED_MODEL
 from epic_retrieval.cli.app import app
-from epic_retrieval.cli.building import bytes_of
+from epic_retrieval.cli.building import quick_count
+from epic_retrieval.cli.index_options import bytes_of
+from epic_retrieval.cli.models import model_named
 from epic_retrieval.errors import InputError, PassageIndexError
 
 ROWS = [
@@ -143,7 +147,7 @@ def test_long_and_empty_passages(model: list[str], tmp_path: Path) -> None:
     assert "more than 3" in str(run(app, [*build, "--max-chars", "3"]).exception)
     done = run(app, [*build, "--skip-empty"])
     assert done.exit_code == 0, done.output
-    assert done.stdout.startswith("1 passages")
+    assert done.stdout.startswith("1 passage in")
 
 
 def written(path: Path, *rows: dict[str, object]) -> Path:
@@ -175,10 +179,10 @@ def test_an_index_is_added_to_changed_and_compacted(
     assert "1 added, 1 replaced" in done.stdout, done.output
     assert found(out) == {"a", "b", "c", "d", "e"}
     assert found(out, "--where", '{"year": {"$lt": 2003}}') == {"d"}
-    assert "1 deleted" in run(app, ["index", "delete", str(out), "a", "nobody"]).stdout
-    assert "1 deleted" in run(app, ["index", "delete", str(out), "-"], input="b\n").stdout
+    assert "1 passage deleted" in run(app, ["index", "delete", str(out), "a", "nobody"]).stdout
+    assert "1 passage deleted" in run(app, ["index", "delete", str(out), "-"], input="b\n").stdout
     done = run(app, ["index", "delete", str(out), "--where", '{"year": 2003}'])
-    assert "1 deleted" in done.stdout
+    assert "1 passage deleted" in done.stdout
     assert run(app, ["index", "compact", str(out)]).exit_code == 0
     assert found(out) == {"c", "d"}
     assert "2 (" not in run(app, ["index", "info", str(out)]).stdout
@@ -229,9 +233,16 @@ def test_shards_are_encoded_merged_and_exported(
     shards, out, table = tmp_path / "shards", tmp_path / "index", tmp_path / "out.parquet"
     done = run(app, ["encode", str(corpus), "--out", str(shards), *model])
     assert done.exit_code == 0, done.output
-    assert "3 passages in 1 shards" in done.stdout
+    assert "3 passages in 1 shard," in done.stdout
     assert run(app, ["index", "build", str(shards), "--out", str(out)]).exit_code == 0
     assert found(out) == found(folder)
+    done = run(app, ["index", "build", str(shards), "--out", str(out), "--overwrite"])
+    assert "--overwrite has no effect" in str(done.exception)
+    cut = ["index", "build", str(shards), "--out", str(tmp_path / "cut")]
+    done = run(app, [*cut, "--kind", "nonsense"])
+    assert "go on with `epic index rebuild" in done.exception.__notes__[0]  # type: ignore[union-attr]
+    done = run(app, ["index", "search", str(shards), "x"])
+    assert "encoded shards, not an index yet" in str(done.exception)
     done = run(app, ["index", "export", str(shards), str(table)])
     assert done.exit_code == 0, done.output
     assert pq.read_table(table).column("id").to_pylist() == ["a", "b", "c"]
@@ -242,6 +253,59 @@ def test_shards_are_encoded_merged_and_exported(
     done = run(app, ["index", "merge", str(folder), str(other), "--out", str(joined)])
     assert done.exit_code == 0, done.output
     assert found(joined) == {"a", "b", "c", "d"}
+
+
+def test_cells_of_a_table_get_types(model: list[str], tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("id,text,year\na,x,1999\nb,y,2001\n")
+    out, exported = tmp_path / "index", tmp_path / "out.parquet"
+    build = ["index", "build", str(table), "--out", str(out), *model]
+    after = ["--where", '{"year": {"$gte": 2000}}']
+    assert run(app, build).exit_code == 0
+    done = run(app, ["index", "search", str(out), "x", *after])
+    assert done.stdout == f"x\n     no passage matches {after[1]}\n"
+    assert "--types year=int" in done.stderr
+    assert run(app, [*build, "--overwrite", "--types", "year=int"]).exit_code == 0
+    assert found(out, *after) == {"b"}
+    # An export of ours is a corpus again, and nothing in it has changed.
+    assert run(app, ["index", "export", str(out), str(exported)]).exit_code == 0
+    done = run(app, ["index", "add", str(out), str(exported), "--update"])
+    assert "0 added, 0 replaced" in done.stdout, done.output
+
+
+def test_passages_are_encoded_again_to_verify(
+    folder: Path, corpus: Path, model: list[str], tmp_path: Path
+) -> None:
+    from tests.models import save_tiny_encoder
+
+    done = run(app, ["index", "verify", str(folder), "--sample", "2"])
+    assert done.exit_code == 0, done.output
+    assert "2 passages encoded again" in done.stdout
+    other = save_tiny_encoder(tmp_path / "other", family="llama")
+    done = run(app, ["index", "verify", str(folder), "--sample", "2", "--model", str(other)])
+    assert "was built with another encoder: model " in str(done.exception)
+
+
+def test_the_bundled_model_of_an_index_is_nobodys_default() -> None:
+    """Loaded by its folder: then the library does not say that nobody chose it."""
+    assert model_named(BUNDLED_MODEL.name) == str(BUNDLED_MODEL)
+    assert model_named("some/model") == "some/model"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "count"),
+    [
+        ("a.jsonl", b"{}\n\n{}\n", 2),
+        ("a.csv", b'id,text\n1,"x\ny"\n\n2,z\n', 2),
+        ("a.jsonl.gz", gzip.compress(b"{}\n{}\n{}", mtime=0), 3),
+        ("a.jsonl.gz", b"no gzip", None),
+        ("a.parquet", b"no parquet", None),
+    ],
+)
+def test_passages_are_counted(tmp_path: Path, name: str, content: bytes, count: int | None) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert quick_count(tmp_path / name) == count
+    assert quick_count(tmp_path / "absent.csv") is None
 
 
 @pytest.mark.parametrize(

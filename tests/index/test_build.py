@@ -264,11 +264,17 @@ def test_readers_of_the_former_index_go_on(tmp_path: Path) -> None:
 def test_an_index_is_not_built_again_while_it_is_changed(tmp_path: Path) -> None:
     out = tmp_path / "index"
     manifest = build(out, 5)
-    with writing(out), pytest.raises(PassageIndexError, match="is being changed by another"):
+    with (
+        writing(out),
+        pytest.raises(PassageIndexError, match="is being changed by this very process"),
+    ):
         build(out, 6, overwrite=True)
 
     def meanwhile(texts: list[str]) -> Vectors:
-        with pytest.raises(PassageIndexError, match="is being changed by another"), writing(out):
+        with (
+            pytest.raises(PassageIndexError, match="is being changed by this very process"),
+            writing(out),
+        ):
             publish(out, manifest)
         return encode(texts)
 
@@ -354,7 +360,7 @@ def test_work_with_other_settings(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     with pytest.raises(RuntimeError):
         build(out, 40, Counting(fail_at=8))
     other = EncoderInfo("words", "e" * 8, DIMENSION)
-    told = r'holds 2 finished shards.* with "letters".*this build has "words".* overwrite=True'
+    told = r'holds 2 finished shards.* model "letters", now "words";.* overwrite=True'
     with pytest.raises(InputError, match=told):
         build(out, 40, encoder=other)
     assert len(names(tmp_path / ".index.building" / "shards")) == 2

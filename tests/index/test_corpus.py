@@ -82,7 +82,7 @@ def test_blank_passages_can_be_left_out(tmp_path: Path, caplog: pytest.LogCaptur
     path = write(tmp_path / "c.jsonl", '{"id":"a","text":" "}\n{"id":"b","text":"x"}')
     with caplog.at_level(logging.WARNING):
         assert [p.id for p in read_corpus(path, skip_empty=True)] == ["b"]
-    assert "skipped 1 passages" in caplog.text
+    assert "skipped 1 passage " in caplog.text
 
 
 def test_reads_no_further_than_asked(tmp_path: Path) -> None:
@@ -194,3 +194,57 @@ def test_unreadable_file(tmp_path: Path) -> None:
             list(read_corpus(path))
     else:
         pytest.skip("this user may read every file")
+
+
+TYPES = {"year": "int", "price": "float", "free": "bool", "code": "text"}
+
+
+def test_cells_become_what_their_types_say(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "c.csv",
+        "id,text,year,price,free,code\na,x,1999, 2.50 ,TRUE,007\nb,y,-5,1e3,no,\nc,z,,,,8\n",
+    )
+    assert [passage.metadata for passage in read_corpus(path, types=TYPES)] == [
+        {"year": 1999, "price": 2.5, "free": True, "code": "007"},
+        {"year": -5, "price": 1000.0, "free": False, "code": ""},
+        {"year": None, "price": None, "free": None, "code": "8"},
+    ]
+    path = write(tmp_path / "c.jsonl", '{"text": "x", "metadata": {"year": "1", "price": 2}}\n')
+    (passage,) = read_corpus(path, types=TYPES)
+    assert passage.metadata == {"year": 1, "price": 2}
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind", "message"),
+    [
+        ("1.5", "int", "line 2: \"n\" is '1.5': expected a whole number, as its type int says"),
+        ("1_000", "int", "expected a whole number"),
+        ("nan", "float", "expected a number"),
+        ("1e999", "float", "expected a number"),
+        ("maybe", "bool", "expected true or false"),
+        ("1", "date", "'date': expected one of int, float, bool, text"),
+    ],
+)
+def test_cells_that_are_not_of_their_type(
+    tmp_path: Path, cell: str, kind: str, message: str
+) -> None:
+    path = write(tmp_path / "c.csv", f"id,text,n\na,x,{cell}\n")
+    with pytest.raises(InputError, match=message):
+        list(read_corpus(path, types={"n": kind}))
+
+
+def test_types_of_columns_that_have_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "c.csv", "id,text,n\na,x,1\n")
+    with pytest.raises(InputError, match='"m", which is not there; there are id, text, n'):
+        list(read_corpus(path, types={"m": "int"}))
+    with pytest.raises(InputError, match='"text" cannot have a type'):
+        read_corpus(path, types={"text": "int"})
+    path = write(tmp_path / "c.jsonl", '{"text": "x", "n": "1"}\n{"text": "y", "m": "2"}\n')
+    assert [one.metadata for one in read_corpus(path, types={"m": "int"})] == [{"n": "1"}, {"m": 2}]
+    assert not caplog.text
+    assert len(list(read_corpus(path, types={"o": "int"}))) == 2
+    assert 'no row has the column "o"' in caplog.text
+    (tmp_path / "texts").mkdir()
+    write(tmp_path / "texts" / "a.txt", "x")
+    with pytest.raises(InputError, match="have no columns"):
+        read_corpus(tmp_path / "texts", types={"m": "int"})

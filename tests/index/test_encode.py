@@ -180,7 +180,10 @@ def test_names_tell_settings_apart(other: EncodingSettings) -> None:
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     run(tmp_path, 3)
     other = replace(SETTINGS, encoder=EncoderInfo("words", "e" * 8, DIMENSION), dtype="float16")
-    told = r'begun with "letters" \(fingerprint ffffffff.*is now given "words".*float16'
+    told = (
+        r'other settings: model "letters", now "words"; fingerprint ffffffff, now eeeeeeee; '
+        "stored as float32, now float16. Go on"
+    )
     with pytest.raises(InputError, match=told):
         run(tmp_path, 3, settings=other)
     counting = Counting()

@@ -25,7 +25,14 @@ import numpy as np
 import pytest
 
 from epic_retrieval.errors import InputError, MissingExtraError, PassageIndexError
-from epic_retrieval.index import Passage, ray_engine
+from epic_retrieval.index import (
+    Manifest,
+    Passage,
+    build_index,
+    ray_engine,
+    read_manifest,
+    verify_index,
+)
 from epic_retrieval.index._batches import EncodingSettings
 from epic_retrieval.index._ray import RayOptions, cluster
 from epic_retrieval.index._ray_pool import Worker
@@ -96,6 +103,21 @@ def run(
     )
 
 
+def indexed(
+    out: Path, make: Callable[..., Any], told: list[Progress] | None = None, **options: object
+) -> Manifest:
+    """An index of 30 passages in three shards."""
+    return build_index(
+        passages(30),
+        make,
+        out,
+        encoder=ENCODER,
+        shard_size=10,
+        progress=None if told is None else told.append,
+        **options,  # type: ignore[arg-type]  # an engine or nothing
+    )
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the other process worked, which has ended by then."""
@@ -143,6 +165,20 @@ def test_each_worker_makes_one_encoder(folder: Path) -> None:
     assert len(made) == len(set(made))
     # The one that takes the place of the killed may come too late to be of use.
     assert len(made) in {2, 3}
+
+
+def test_an_index_is_that_of_one_process(
+    folder: Path, said: dict[str, Any], tmp_path: Path
+) -> None:
+    """Also where the first run was stopped; what was finished then is not encoded again."""
+    assert said["build"]["stopped"]["kind"] == "OSError"
+    assert "1 finished shard (10 passages) is kept" in said["build"]["stopped"]["notes"]
+    assert said["build"]["reused"] == 10
+    manifest = indexed(tmp_path / "index", encode)
+    assert replace(read_manifest(folder / "index"), created="", updated="") == replace(
+        manifest, created="", updated=""
+    )
+    assert verify_index(folder / "index", encode, sample=30).ok
 
 
 def test_finished_shards_need_no_cluster(folder: Path) -> None:
@@ -594,6 +630,17 @@ def kill_one(folder: Path) -> dict[str, object]:
     return {"progress": [asdict(one) for one in told], "ahead": max(ahead)}
 
 
+def build_twice(folder: Path) -> dict[str, object]:
+    """The first build fails in its second shard."""
+    make = partial(failing, partial(throw, OSError("out of paper")), "passage 13.")
+    engine = partial(encode_shards_ray, options=ONE)
+    stopped = error_of(lambda: indexed(folder / "index", make, engine=engine))
+    told: list[Progress] = []
+    again = partial(failing, die, "passage 3.")
+    indexed(folder / "index", again, told, engine=partial(encode_shards_ray, options=TWO))
+    return {"stopped": stopped, "reused": max(one.reused for one in told)}
+
+
 def errors(folder: Path) -> dict[str, dict[str, str]]:
     paper = partial(
         failing, partial(throw, OSError("out of paper")), "passage 23.", folder / "failing.log"
@@ -619,6 +666,7 @@ def main(folder: Path) -> None:
         }
         said |= kill_one(folder)
         said["errors"] = errors(folder)
+        said["build"] = build_twice(folder)
     said["after"] = {"initialized": ray.is_initialized()}
     (folder / "said.json").write_text(json.dumps(said))
 

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from epic_retrieval.errors import InputError, PassageIndexError
 from epic_retrieval.index import _mapped
 from epic_retrieval.index import shard as shard_module
+from epic_retrieval.index._twins import Duplicate, duplicates
 from epic_retrieval.index.manifest import FileInfo, ShardInfo
 from epic_retrieval.index.passage import Passage
-from epic_retrieval.index.shard import Duplicate, Shard, ShardWriter, duplicates, hashes_of
+from epic_retrieval.index.shard import Shard, ShardWriter, hashes_of
 
 DIMENSION = 6
 NAME = "s-0123456789abcdef"

@@ -13,7 +13,14 @@ import pytest
 from numpy.typing import NDArray
 
 from epic_retrieval.errors import InputError, PassageIndexError
-from epic_retrieval.index import Passage, PassageIndex, build_index, generations, verify_index
+from epic_retrieval.index import (
+    IndexWriter,
+    Passage,
+    PassageIndex,
+    build_index,
+    generations,
+    verify_index,
+)
 from epic_retrieval.index._mapped import map_array, write_array
 from epic_retrieval.index.generations import Reading, sweep, writing
 from epic_retrieval.index.manifest import FileInfo, read_manifest
@@ -107,6 +114,19 @@ def test_all_faults_are_named_at_once(folder: Path) -> None:
         ("extra", "mine"),
         ("extra", "link"),
     }
+
+
+def test_an_index_without_passages_that_count(tmp_path: Path) -> None:
+    """Its folders are empty once it is compacted, which is no work that was left."""
+    build(tmp_path / "index", 5)
+    with IndexWriter(tmp_path / "index") as writer:
+        writer.delete(f"d{n}" for n in range(5))
+        assert verify_index(tmp_path / "index", encode).ok
+        writer.compact()
+    (tmp_path / "index" / "search").mkdir()
+    report = verify_index(tmp_path / "index", encode)
+    assert (report.problems, report.leftovers) == ((), ())
+    assert (tmp_path / "index" / "deleted").is_dir()
 
 
 def test_work_of_writers_is_no_fault(folder: Path) -> None:

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from epic_retrieval.errors import InputError, PassageIndexError
-from epic_retrieval.index import EncoderInfo, Passage, PassageIndex, build_index, read_manifest
+from epic_retrieval.index import (
+    EncoderInfo,
+    Passage,
+    PassageIndex,
+    Progress,
+    build_index,
+    read_manifest,
+)
 from epic_retrieval.index._shard_folder import truncated
 from epic_retrieval.index.writer import IndexWriter, Updated
 from tests.index.living import check, check_open
@@ -90,19 +97,38 @@ def test_ids_that_stand_twice(out: Path, late: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "other",
+    ("other", "told"),
     [
-        replace(ENCODER, fingerprint="other"),
-        replace(ENCODER, dimension=8),
-        replace(ENCODER, task="duplicates"),
+        (replace(ENCODER, fingerprint="other"), "fingerprint ffffffff, now other, under the same"),
+        (replace(ENCODER, name="words", fingerprint="other"), 'model "letters", now "words"; fi'),
+        (replace(ENCODER, dimension=8), r"encoder: dimension 16, now 8\."),
+        (replace(ENCODER, task="duplicates"), r"encoder: task none, now duplicates\."),
     ],
 )
-def test_another_encoder_is_refused(out: Path, other: EncoderInfo) -> None:
+def test_another_encoder_is_refused(out: Path, other: EncoderInfo, told: str) -> None:
     with IndexWriter(out) as writer:
         for method in (writer.add, writer.update):
-            with pytest.raises(PassageIndexError, match=r"built with .*letters.* is given"):
+            with pytest.raises(PassageIndexError, match=told):
                 method(more(1), refused, encoder=other)
         assert writer.add(more(1), encode, encoder=replace(ENCODER, name="renamed")) == 1
+
+
+def test_ids_that_are_missing(out: Path) -> None:
+    with IndexWriter(out) as writer:
+        writer.delete(["d3"])
+        assert writer.missing(["d2", "x", "d3", "x", "\ud800"]) == ["x", "d3", "\ud800"]
+        assert writer.missing(iter(())) == []
+        with pytest.raises(InputError, match="ids is one text"):
+            writer.missing("d2")
+
+
+def test_an_update_counts_what_must_be_written(out: Path) -> None:
+    told: list[Progress] = []
+    with IndexWriter(out) as writer:
+        given = [*passages(40), *more(5)]
+        writer.update(given, encode, total=len(given), progress=told.append)
+    encoding = [now for now in told if now.stage == "encoding"]
+    assert (encoding[-1].passages, encoding[-1].total) == (5, 5)
 
 
 def test_the_encoder_of_a_cut_index_is_the_whole_one(out: Path) -> None:
@@ -113,7 +139,7 @@ def test_the_encoder_of_a_cut_index_is_the_whole_one(out: Path) -> None:
         assert writer.tune(queries=truncated(encode(["cut"]), 8)).recall == 1.0
         with pytest.raises(InputError, match="expected 8"):
             writer.tune(queries=encode(["full"])[:, :9])
-        with pytest.raises(PassageIndexError, match="16 dimensions"):
+        with pytest.raises(PassageIndexError, match="dimension 16, now 8"):
             writer.add(more(1), refused, encoder=replace(ENCODER, dimension=8))
         assert writer.add(more(1), encode, encoder=ENCODER) == 1
     check(out, by_id([*passages(40), *more(1)]))
@@ -163,7 +189,9 @@ def test_options_are_checked(out: Path) -> None:
 def test_one_writer_at_a_time(out: Path) -> None:
     with (
         IndexWriter(out) as writer,
-        pytest.raises(PassageIndexError, match=rf"by another process \(process {os.getpid()}"),
+        pytest.raises(
+            PassageIndexError, match=rf"by this very process \(process {os.getpid()} on "
+        ),
         IndexWriter(out),
     ):
         pass
@@ -388,7 +416,7 @@ def test_what_was_encoded_for_other_vectors_is_thrown_away(
             writer.add(more(50), breaking)
         writer.rebuild("flat", dimension=8)
         assert writer.add(more(50), encode) == 50
-    assert "threw away 1 finished shards" in caplog.text
+    assert "threw away 1 finished shard " in caplog.text
     check(out, by_id([*passages(40), *more(50)]))
 
 
