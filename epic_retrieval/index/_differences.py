@@ -33,6 +33,15 @@ def encoder_differences(before: EncoderInfo, now: EncoderInfo) -> str:
     )
 
 
+def incomparable(place: object, built: EncoderInfo, now: EncoderInfo) -> str:
+    """The message of whoever refuses vectors of another encoder than the index has."""
+    return (
+        f"{place} was built with another encoder: {encoder_differences(built, now)}. Vectors of "
+        "the two cannot be compared. Load the encoder that the index was built with, or build the "
+        "index again with this one."
+    )
+
+
 def settings_differences(before: EncodingSettings, now: EncodingSettings) -> str:
     """In what the settings of two folders of shards differ; nothing where they fit each other."""
     encoders = encoder_differences(before.encoder, now.encoder)

@@ -38,16 +38,18 @@ def checked_parameters(view: View, given: Mapping[str, int] | None) -> dict[str,
         InputError: A name is not known for the structure of this index, or a value is no whole
             number of at least 1.
     """
+    if not given:
+        return {}
     ann = view.ann
     known = [] if ann is None else [name for name in (ann.effort, CANDIDATES) if name is not None]
-    for name in given or {}:
+    for name in given:
         if name not in known:
             has = f"there are {', '.join(known)}" if known else "there are none"
             raise InputError(
                 f'parameters has "{name}", which a search of the kind "{view.manifest.kind}" does '
                 f"not know; {has}."
             )
-    return {name: checked_count(name, value) for name, value in (given or {}).items()}
+    return {name: checked_count(name, value) for name, value in given.items()}
 
 
 def checked_count(name: str, value: object) -> int:
@@ -86,8 +88,8 @@ def best_rows(
     if ann.rows < len(shards):
         later = nearest(shards, queries, k, mask, start=ann.rows)
         found = merged([found, later], k)
-    short = np.flatnonzero(found.rows[:, -1] < 0)
-    if len(short):
+    if int(found.rows[:, -1].min()) < 0:
+        short = np.flatnonzero(found.rows[:, -1] < 0)
         found.cosines[short], found.rows[short] = nearest(shards, queries[short], k, mask)
     return found
 

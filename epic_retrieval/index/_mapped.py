@@ -12,14 +12,16 @@ import os
 import re
 import sys
 import weakref
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from epic_retrieval.errors import PassageIndexError
 
+_T = TypeVar("_T")
 HEADER_BYTES = 128
 _MAGIC = b"\x93NUMPY\x01\x00v\x00"  # format 1.0; 118 bytes of description follow
 _DESCRIPTION = re.compile(
@@ -54,7 +56,7 @@ def read_shape(path: Path) -> tuple[np.dtype[Any], tuple[int, ...]]:
     Raises:
         PassageIndexError: The file cannot be read, or is not as `npy_header` begins one.
     """
-    return _opened(path, mapped=False)[:2]
+    return _opened(path, lambda _handle, _size: None)[:2]
 
 
 def map_array(path: Path) -> NDArray[Any]:
@@ -63,13 +65,26 @@ def map_array(path: Path) -> NDArray[Any]:
     Raises:
         PassageIndexError: The file cannot be read, or is not as `npy_header` begins one.
     """
-    dtype, shape, data = _opened(path, mapped=True)
+    dtype, shape, data = _opened(path, _map)
     return data[HEADER_BYTES:].view(dtype).reshape(shape)
 
 
-def _opened(
-    path: Path, *, mapped: bool
-) -> tuple[np.dtype[Any], tuple[int, ...], NDArray[np.uint8]]:
+def map_array_at(
+    path: Path, put: Callable[[int, int], None]
+) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Type and shape of the array in a .npy file that is mapped by somebody else.
+
+    Args:
+        path: Of the file.
+        put: Maps the file with this descriptor and size.
+
+    Raises:
+        PassageIndexError: As from `map_array`.
+    """
+    return _opened(path, put)[:2]
+
+
+def _opened(path: Path, use: Callable[[int, int], _T]) -> tuple[np.dtype[Any], tuple[int, ...], _T]:
     try:
         handle = os.open(path, _FLAGS)
         try:
@@ -81,7 +96,7 @@ def _opened(
                     f"{path}: has {found:,} bytes, but its array takes {size:,}; the file is "
                     "damaged. Copy the index again from its source, or build it again."
                 )
-            data = _map(handle, size) if mapped else np.empty(0, dtype=np.uint8)
+            data = use(handle, size)
         finally:
             os.close(handle)
     except OSError as error:

@@ -26,6 +26,8 @@ __all__ = ["CANDIDATES", "EF_SEARCH", "NPROBE", "Ann", "train_and_add"]
 NPROBE = "nprobe"
 EF_SEARCH = "efSearch"
 CANDIDATES = "candidates"
+# So many settings are kept ready; a filter's belong to one search alone.
+_KEPT = 100
 
 
 class Ann:
@@ -51,6 +53,8 @@ class Ann:
             self.effort, self.most_effort = NPROBE, int(parts.inner.nlist)
         elif parts.graph:
             self.effort, self.most_effort = EF_SEARCH, max(1, self.rows)
+        # FAISS's parameters by our own: to make them takes longer than some searches.
+        self._made: dict[tuple[int, int], Any] = {}
         self.supports_filter = self._tried_filter()
 
     @classmethod
@@ -114,8 +118,10 @@ class Ann:
         """
         if not len(queries):
             return np.empty((0, count), np.int64)
-        selector = None if allowed is None else self._selector(allowed)
-        search = self._search_parameters(parameters, count, selector)
+        if allowed is None:
+            search = self._kept_parameters(parameters, count)
+        else:
+            search = self._search_parameters(parameters, count, self._selector(allowed))
         found: Rows = self._parts.whole.search(queries, count, params=search)[1]
         return found
 
@@ -132,6 +138,15 @@ class Ann:
         selector = faiss.IDSelectorBitmap(self.rows, faiss.swig_ptr(bits))
         selector.bits = bits
         return selector
+
+    def _kept_parameters(self, parameters: Mapping[str, int], count: int) -> Any:  # noqa: ANN401
+        key = parameters.get(self.effort or "", 1), count
+        found = self._made.get(key)
+        if found is None:
+            if len(self._made) >= _KEPT:
+                self._made.clear()
+            found = self._made[key] = self._search_parameters(parameters, count, None)
+        return found
 
     def _search_parameters(
         self,

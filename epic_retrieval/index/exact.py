@@ -27,6 +27,10 @@ _MARGIN = 1e-5
 _SPARE = 16
 _BLOCK_BYTES = 64 << 20
 _PAIR_BYTES = 16 << 20
+# Candidates of as many queries are scored at once as stay in the processor's cache.
+_CACHED_BYTES = 512 << 10
+# So many more than k are scored in double precision, unless single precision leaves more.
+_EXTRA = 6
 _QUERIES_AT_ONCE = 512
 # Below this share of wanted rows, taking them one by one beats reading all.
 _FEW = 1 / 8
@@ -62,11 +66,12 @@ def nearest(
         )
     best = nothing(len(queries), k)
     at_once = rows_at_once or max(1, _BLOCK_BYTES // (4 * rows.dimension))
-    for numbers, vectors in _blocks(rows, allowed, start, at_once):
+    whole = len(queries) == 1
+    for numbers, vectors, counted in _blocks(rows, allowed, start, at_once, whole=whole):
         for first in range(0, len(queries), _QUERIES_AT_ONCE):
             part = slice(first, first + _QUERIES_AT_ONCE)
             found = Found(best.cosines[part], best.rows[part])
-            better = _improved(found, queries[part], numbers, vectors)
+            better = _improved(found, queries[part], numbers, vectors, counted)
             best.cosines[part], best.rows[part] = better
     return padded(best)
 
@@ -80,57 +85,104 @@ def rescore(rows: VectorRows, queries: Vectors, candidates: Rows, k: int) -> Fou
         candidates: (n, c) int64 rows; -1 stands for none, and repeats count once.
         k: At least 1.
     """
-    best = nothing(len(queries), k)
-    width = max(1, candidates.shape[1])
-    at_once = max(1, _BLOCK_BYTES // (4 * rows.dimension * width))
-    for first in range(0, len(queries), at_once):
-        part = slice(first, first + at_once)
-        best.cosines[part], best.rows[part] = _rescored(rows, queries[part], candidates[part], k)
-    return padded(best)
+    if not (candidates.size and len(rows)):
+        return padded(nothing(len(queries), k))
+    # In order, so that a stable sort leaves equal cosines by row.
+    numbers = np.sort(candidates, axis=1)
+    again = numbers[:, 1:] == numbers[:, :-1]
+    complete = int(numbers[:, 0].min()) >= 0
+    if again.any():
+        complete = False
+        numbers[:, 1:][again] = -1
+    if numbers.shape[1] > k + _EXTRA:
+        numbers = _likely(rows, queries, numbers, k)
+    at_once = max(1, _CACHED_BYTES // (8 * rows.dimension * numbers.shape[1]))
+    if len(queries) <= at_once:
+        return _scored(rows, queries, numbers, k, complete=complete)
+    edges = [(first, first + at_once) for first in range(0, len(queries), at_once)]
+    parts = [
+        _scored(rows, queries[first:stop], numbers[first:stop], k, complete=complete)
+        for first, stop in edges
+    ]
+    return Found(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def _blocks(
-    rows: VectorRows, allowed: Allowed | None, start: int, at_once: int
-) -> Iterator[tuple[Rows, Vectors]]:
-    """(row numbers, their vectors) for all rows that count, in order."""
+    rows: VectorRows, allowed: Allowed | None, start: int, at_once: int, *, whole: bool
+) -> Iterator[tuple[Rows, Vectors, Allowed | None]]:
+    """(row numbers, their vectors, which of them count or None for all) in order.
+
+    With `whole`, blocks may hold rows that do not count: to copy the others takes longer than
+    FAISS needs for one query, but less than it needs to pass over rows for several.
+    """
     if allowed is not None and np.count_nonzero(allowed[start:]) <= _FEW * (len(rows) - start):
         wanted = np.flatnonzero(allowed[start:]) + start
         for first in range(0, len(wanted), at_once):
             numbers = wanted[first : first + at_once]
-            yield numbers, rows.take(numbers)
+            yield numbers, rows.take(numbers), None
         return
     for first, vectors in rows.blocks(at_once, start):
         numbers = np.arange(first, first + len(vectors))
         if allowed is None:
-            yield numbers, vectors
+            yield numbers, vectors, None
             continue
         counted = allowed[first : first + len(vectors)]
         if counted.all():
-            yield numbers, vectors
+            yield numbers, vectors, None
+        elif counted.any() and whole:
+            yield numbers, vectors, counted
         elif counted.any():
-            yield numbers[counted], vectors[counted]
+            yield numbers[counted], vectors[counted], None
 
 
-def _improved(best: Found, queries: Vectors, numbers: Rows, vectors: Vectors) -> Found:
-    """The best of `best` and of a block."""
-    faiss = load_faiss()
+def _improved(
+    best: Found, queries: Vectors, numbers: Rows, vectors: Vectors, counted: Allowed | None
+) -> Found:
+    """The best of `best` and of a block, of which the rows in `counted` count."""
     k = best.rows.shape[1]
-    width = min(k + _SPARE, len(vectors))
-    scores, places = faiss.knn(queries, vectors, width, faiss.METRIC_INNER_PRODUCT)
+    total = len(vectors) if counted is None else int(np.count_nonzero(counted))
+    width = min(k + _SPARE, total)
+    scores, places = _near(queries, vectors, width, counted)
     floor = best.cosines[:, -1]
     if width >= k:
         # k rows of this block reach at least this in double precision.
         floor = np.maximum(floor, np.minimum(scores[:, k - 1], 1.0) - _MARGIN)
     query_of, column = np.nonzero(scores >= (floor - _MARGIN)[:, None])
     best = _joined(best, queries, numbers, vectors, query_of, places[query_of, column])
-    if width == len(vectors):
+    if width == total:
         return best
     # Where so many scores are near-equal (copies of one passage, say) that some were left out.
     for query in np.flatnonzero(scores[:, -1] >= best.cosines[:, -1] - _MARGIN):
-        near = np.flatnonzero(vectors @ queries[query] >= best.cosines[query, -1] - _MARGIN)
+        close = vectors @ queries[query] >= best.cosines[query, -1] - _MARGIN
+        near = np.flatnonzero(close if counted is None else close & counted)
         more = np.setdiff1d(near, places[query])
         best = _joined(best, queries, numbers, vectors, np.full(len(more), query), more)
     return best
+
+
+def _near(
+    queries: Vectors, vectors: Vectors, width: int, counted: Allowed | None
+) -> tuple[Vectors, Rows]:
+    """Inner products in single precision and places of the best, (n, width) each."""
+    faiss = load_faiss()
+    if counted is None:
+        found: tuple[Vectors, Rows] = faiss.knn(queries, vectors, width, faiss.METRIC_INNER_PRODUCT)
+        return found
+    queries, vectors = np.ascontiguousarray(queries), np.ascontiguousarray(vectors)
+    # FAISS holds no reference to the bits; they live until this returns.
+    bits = np.packbits(counted, bitorder="little")
+    scores = np.empty((len(queries), width), np.float32)
+    places = np.empty((len(queries), width), np.int64)
+    faiss.knn_inner_product(
+        *(faiss.swig_ptr(array) for array in (queries, vectors)),
+        vectors.shape[1],
+        len(queries),
+        len(vectors),
+        width,
+        *(faiss.swig_ptr(array) for array in (scores, places)),
+        faiss.IDSelectorBitmap(len(counted), faiss.swig_ptr(bits)),
+    )
+    return scores, places
 
 
 def _joined(
@@ -154,33 +206,43 @@ def _joined(
     )
 
 
-def _rescored(rows: VectorRows, queries: Vectors, candidates: Rows, k: int) -> Found:
-    faiss = load_faiss()
-    distinct, places = np.unique(candidates, return_inverse=True)
-    # Some releases of numpy give the inverse flat.
-    places = places.reshape(candidates.shape)
-    missing = int(np.searchsorted(distinct, 0))
-    vectors = rows.take(distinct[missing:])
-    places = np.sort(np.maximum(places - missing, -1), axis=1)
-    places[:, 1:][places[:, 1:] == places[:, :-1]] = -1
-    queries = np.ascontiguousarray(queries)
-    scores = np.empty(places.shape, np.float32)
-    faiss.fvec_inner_products_by_idx(
-        *(faiss.swig_ptr(array) for array in (scores, queries, vectors, places)),
-        rows.dimension,
-        *places.shape,
-    )
-    scores[places < 0] = -np.inf
-    width = places.shape[1]
-    if width > k:
-        kth = np.minimum(np.partition(scores, width - k, axis=1)[:, width - k], 1.0)
-        chosen = (scores >= (kth - 2 * _MARGIN)[:, None]) & (places >= 0)
+def _likely(rows: VectorRows, queries: Vectors, numbers: Rows, k: int) -> Rows:
+    """Of each query's rows, (n, c), the k and some more that single precision finds best.
+
+    All of them, where it leaves more in question.
+    """
+    scores = rows.products(queries, numbers)
+    width = numbers.shape[1] - k - _EXTRA
+    order = np.argpartition(scores, (width - 1, width + _EXTRA), axis=1)
+    queries_of = np.arange(len(order))[:, None]
+    edges = scores[queries_of, order[:, [width - 1, width + _EXTRA]]]
+    if not np.all(edges[:, 0] < np.minimum(edges[:, 1], 1.0) - 2 * _MARGIN):
+        return numbers
+    return numbers[queries_of, np.sort(order[:, width:], axis=1)]
+
+
+def _scored(rows: VectorRows, queries: Vectors, numbers: Rows, k: int, *, complete: bool) -> Found:
+    """The k best of each query's rows, (n, c), in order; -1 stands for none unless `complete`."""
+    flat = (numbers if complete else np.maximum(numbers, 0)).ravel()
+    products = rows.take(flat).astype(np.float64).reshape(*numbers.shape, rows.dimension)
+    products *= queries[:, None, :]
+    # Multiplied and then summed along the row: a matrix product would round by position.
+    cosines = np.add.reduce(products, axis=2)
+    np.minimum(cosines, 1.0, out=cosines)
+    np.maximum(cosines, -1.0, out=cosines)
+    if not complete:
+        cosines[numbers < 0] = -np.inf
+    order = (-cosines).argsort(axis=1, kind="stable")[:, :k]
+    if len(order) == 1:
+        found = Found(cosines[:, order[0]], numbers[:, order[0]])
     else:
-        chosen = places >= 0
-    query_of, column = np.nonzero(chosen)
-    place_of = places[query_of, column]
-    cosines = _cosines(queries, vectors, query_of, place_of)
-    return ranked(query_of, distinct[missing:][place_of], cosines, len(queries), k)
+        queries_of = np.arange(len(order))[:, None]
+        found = Found(cosines[queries_of, order], numbers[queries_of, order])
+    if complete and order.shape[1] == k:
+        return found
+    best = nothing(len(order), k)
+    best.cosines[:, : order.shape[1]], best.rows[:, : order.shape[1]] = found
+    return padded(best)
 
 
 def _cosines(queries: Vectors, vectors: Vectors, query_of: Rows, place_of: Rows) -> Cosines:

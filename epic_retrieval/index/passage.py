@@ -55,6 +55,13 @@ class Passage:
         return "\n".join(part for part in (self.title, self.text) if part)
 
 
+def stored_passage(passage_id: str, text: str, title: str, metadata: dict[str, JSON]) -> Passage:
+    """A passage of what was one before, as it is: nothing is checked again, and nothing copied."""
+    passage = object.__new__(Passage)
+    passage.__dict__.update(id=passage_id, text=text, title=title, metadata=metadata)
+    return passage
+
+
 def is_blank(text: str, title: str) -> bool:
     """Whether a passage of these two would have nothing to encode."""
     return not text.strip() and not title.strip()

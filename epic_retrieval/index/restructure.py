@@ -14,21 +14,19 @@ from epic_retrieval.index._memory import default_memory
 from epic_retrieval.index._searchable import Reporter, choice_text, folder_for, make_searchable
 from epic_retrieval.index._swap import place_file, size_of
 from epic_retrieval.index._vectors import Vectors, checked_vectors
-from epic_retrieval.index.ann import CANDIDATES, Ann, train_and_add
+from epic_retrieval.index.ann import Ann, train_and_add
 from epic_retrieval.index.checksums import check_files
 from epic_retrieval.index.choice import FLAT, choose
 from epic_retrieval.index.encode import Stage
-from epic_retrieval.index.exact import Allowed, Found, nearest, rescore
+from epic_retrieval.index.exact import Allowed
 from epic_retrieval.index.layout import Layout
 from epic_retrieval.index.manifest import INDEX, SEARCH, SHARDS, VECTORS, FileInfo, SearchInfo
-from epic_retrieval.index.rows import Rows
 from epic_retrieval.index.shards import Shards
-from epic_retrieval.index.tune import Tuned, recall_of, tune
+from epic_retrieval.index.trials import measured, task_of
+from epic_retrieval.index.tune import Tuned, tune
 from epic_retrieval.storage import digest_of
 
 logger = logging.getLogger(__name__)
-
-_QUERIES = 256
 
 
 @dataclass(frozen=True)
@@ -162,19 +160,9 @@ class Structures:
         ann, alive = self._read(info)
         if not ann.supports_filter:
             alive = None
-        counted = np.zeros(len(shards), dtype=np.bool_)
-        counted[: info.rows] = True if alive is None else alive
-        living = np.flatnonzero(counted)
-        if not len(living):
+        if not (info.rows if alive is None else alive.any()):
             return None
-        drawn = np.random.default_rng(0).choice(living, min(_QUERIES, len(living)), replace=False)
-        queries = shards.take(drawn)
-        # A stored vector finds itself, which is no merit.
-        k = info.recall_k + 1
-        truth = _others(nearest(shards, queries, k, counted), drawn)
-        count = info.parameters.get(CANDIDATES, k) + 1
-        proposed = ann.propose(queries, count, info.parameters, alive)
-        return recall_of(_others(rescore(shards, queries, proposed, k), drawn), truth)
+        return measured(task_of(shards, ann, k=info.recall_k, allowed=alive), info.parameters)
 
     def _read(self, info: SearchInfo) -> tuple[Ann, Allowed | None]:
         """The structure, and which of its rows are alive; None if all are."""
@@ -209,9 +197,3 @@ class Structures:
 
     def _memory(self) -> int:
         return default_memory() if self.memory is None else self.memory
-
-
-def _others(found: Found, own: Rows) -> Found:
-    """The same without each query's own row."""
-    mine = found.rows == own[:, None]
-    return Found(np.where(mine, np.nan, found.cosines), np.where(mine, -1, found.rows))

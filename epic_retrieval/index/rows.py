@@ -13,6 +13,7 @@ from epic_retrieval.errors import PassageIndexError
 from epic_retrieval.index._vectors import Vectors
 
 Rows = NDArray[np.int64]
+_COPIED_BYTES = 16 << 20
 
 
 class VectorRows(Protocol):
@@ -30,6 +31,20 @@ class VectorRows(Protocol):
 
         Raises:
             PassageIndexError: A row is not there (negative ones never are).
+        """
+
+    def products(self, queries: Vectors, rows: Rows) -> Vectors:
+        """Inner products of each query with rows of its own, in single precision.
+
+        Args:
+            queries: (n, dimension) float32.
+            rows: (n, c); -1 stands for none.
+
+        Returns:
+            (n, c) float32, -inf for none.
+
+        Raises:
+            PassageIndexError: A row is not there.
         """
 
     def blocks(self, rows_at_once: int, start: int = 0) -> Iterator[tuple[int, Vectors]]:
@@ -68,6 +83,14 @@ class ArrayRows:
         wanted = checked_rows(rows, len(self))
         return np.asarray(self._vectors[wanted], dtype=np.float32)
 
+    def products(self, queries: Vectors, rows: Rows) -> Vectors:
+        """Inner products of each query with rows of its own, (n, c) float32; -inf for row -1.
+
+        Raises:
+            PassageIndexError: A row is not there.
+        """
+        return products_of_copies(self, queries, rows)
+
     def blocks(self, rows_at_once: int, start: int = 0) -> Iterator[tuple[int, Vectors]]:
         """(first row, (n, dimension) float32) from `start` on, in order."""
         if rows_at_once < 1 or start < 0:
@@ -84,12 +107,27 @@ def checked_rows(rows: Rows, count: int) -> Rows:
         PassageIndexError: One is not in 0 to count - 1.
     """
     wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
-    if wanted.size:
+    # Negative rows are large ones there.
+    if wanted.size and int(wanted.view(np.uint64).max()) >= count:
         low, high = int(wanted.min()), int(wanted.max())
-        if low < 0 or high >= count:
-            bad = low if low < 0 else high
-            raise PassageIndexError(
-                f"There is no row {bad}; there are {count:,}, counted from 0. If it comes from a "
-                "search, the index is damaged: build it again."
-            )
+        bad = low if low < 0 else high
+        raise PassageIndexError(
+            f"There is no row {bad}; there are {count:,}, counted from 0. If it comes from a "
+            "search, the index is damaged: build it again."
+        )
     return wanted
+
+
+def products_of_copies(held: VectorRows, queries: Vectors, rows: Rows) -> Vectors:
+    """`VectorRows.products` by way of `VectorRows.take`."""
+    found = np.full(rows.shape, -np.inf, np.float32)
+    if not len(held):
+        return found
+    at_once = max(1, _COPIED_BYTES // (4 * held.dimension * max(1, rows.shape[1])))
+    for first in range(0, len(queries), at_once):
+        part = slice(first, first + at_once)
+        taken = held.take(np.maximum(rows[part], 0).ravel())
+        vectors = taken.reshape(*rows[part].shape, held.dimension)
+        found[part] = np.matmul(vectors, queries[part, :, None])[:, :, 0]
+    found[rows < 0] = -np.inf
+    return found

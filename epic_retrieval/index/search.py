@@ -5,7 +5,7 @@ Knows nothing of models: queries come as vectors.
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeAlias
@@ -13,6 +13,7 @@ from typing import Self, TypeAlias
 import numpy as np
 
 from epic_retrieval.errors import InputError, PassageIndexError
+from epic_retrieval.index._differences import incomparable
 from epic_retrieval.index._faiss import load_faiss
 from epic_retrieval.index._finding import best_rows, checked_count, checked_parameters
 from epic_retrieval.index._open import View, open_view
@@ -111,12 +112,8 @@ class PassageIndex:
         if encoder.fingerprint != built.fingerprint or (
             encoder.dimension not in (built.dimension, width)
         ):
-            cut = f", cut from {width}" if width else ""
-            raise PassageIndexError(
-                f"{self._folder} was built with {_described(built, cut)}, but queries come from "
-                f"{_described(encoder)}; their vectors cannot be compared. Load the encoder that "
-                "the index was built with, or build the index again with this one."
-            )
+            whole = replace(built, dimension=width or built.dimension)
+            raise PassageIndexError(incomparable(self._folder, whole, encoder))
 
     def search(
         self,
@@ -154,7 +151,7 @@ class PassageIndex:
         if not wanted or not len(queries):
             return [[] for _ in queries]
         found = best_rows(view, queries, wanted, allowed, settings)
-        rows = np.unique(found.rows)
+        rows = found.rows[0] if len(queries) == 1 else np.unique(found.rows)
         passages = dict(zip(rows.tolist(), view.shards.fetch(rows), strict=True))
         return [
             [
@@ -247,11 +244,3 @@ def _checked_ids(ids: Iterable[str]) -> list[str]:
     if isinstance(ids, str):
         raise InputError(f'ids is the text "{ids}": expected a list of ids, such as ["{ids}"].')
     return list(ids)
-
-
-def _described(encoder: EncoderInfo, cut: str = "") -> str:
-    task = f", task {encoder.task}" if encoder.task else ""
-    return (
-        f'"{encoder.name}" (fingerprint {encoder.fingerprint}, {encoder.dimension} dimensions'
-        f"{cut}{task})"
-    )

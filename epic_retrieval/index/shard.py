@@ -227,7 +227,12 @@ class Shard:
 
     def map_vectors(self) -> NDArray[np.float32] | NDArray[np.float16]:
         """As `vectors`, but mapped anew: what is read leaves memory when the array is let go."""
-        return map_array(self._folder / VECTORS)
+        return map_array(self.vectors_path)
+
+    @property
+    def vectors_path(self) -> Path:
+        """The file of the vectors."""
+        return self._folder / VECTORS
 
     @property
     def ids(self) -> Hashes:

@@ -4,6 +4,8 @@ A global row is a place in the concatenation of the shards, in their order; dele
 Knows nothing of generations, of what is deleted, or of FAISS.
 """
 
+import threading
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,10 +16,11 @@ import numpy as np
 from epic_retrieval.errors import InputError, PassageIndexError
 from epic_retrieval.index._connections import Connections
 from epic_retrieval.index._fields import Mask
+from epic_retrieval.index._span import SUPPORTED, Span
 from epic_retrieval.index._vectors import Vectors
 from epic_retrieval.index.manifest import REBUILD, SHARDS, ShardInfo, check_folder
 from epic_retrieval.index.passage import JSON, Passage
-from epic_retrieval.index.rows import Rows, checked_rows
+from epic_retrieval.index.rows import Rows, checked_rows, products_of_copies
 from epic_retrieval.index.shard import Shard, hashes_of
 from epic_retrieval.index.where import Condition, parse
 
@@ -73,6 +76,10 @@ class Shards:
         self._dimension = dimension
         # Where each shard begins, and at the end the number of rows.
         self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)])
+        self._begins: list[int] = self._starts.tolist()
+        self._count: int = self._begins[-1]
+        self._span: Span | None = None
+        self._lock = threading.Lock()
 
     @property
     def dimension(self) -> int:
@@ -80,7 +87,7 @@ class Shards:
         return self._dimension
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._count
 
     def __iter__(self) -> Iterator[tuple[int, Shard]]:
         """(first global row, shard) in order."""
@@ -92,18 +99,24 @@ class Shards:
         Sorted rows are taken some three times as fast.
         """
         self._check_open()
-        wanted = checked_rows(rows, len(self))
+        wanted = checked_rows(rows, self._count)
+        span = self._span or self._spanned()
+        if span is not None:
+            return span.take(wanted)
         found = np.empty((len(wanted), self._dimension), dtype=np.float32)
-        ordered = bool(np.all(wanted[1:] >= wanted[:-1]))
-        done = 0
         for shard, places, local in self._parted(wanted):
-            if ordered and shard.dtype == np.float32:
-                # Straight to its place. Rows are in range; "clip" only spares a copy.
-                part = found[done : done + len(local)]
-                np.take(shard.vectors, local, axis=0, out=part, mode="clip")
-            else:
-                found[places] = shard.vectors[local]
-            done += len(local)
+            found[places] = shard.vectors[local]
+        return found
+
+    def products(self, queries: Vectors, rows: Rows) -> Vectors:
+        """Inner products of each query with rows of its own, (n, c) float32; -inf for row -1."""
+        self._check_open()
+        span = self._span or self._spanned()
+        if span is None or span.dtype != np.float32:
+            return products_of_copies(self, queries, rows)
+        wanted = checked_rows(np.maximum(rows, 0), self._count).reshape(rows.shape)
+        found = span.products(queries, wanted)
+        found[rows < 0] = -np.inf
         return found
 
     def blocks(self, rows_at_once: int, start: int = 0) -> Iterator[tuple[int, Vectors]]:
@@ -125,7 +138,7 @@ class Shards:
 
     def fetch(self, rows: Sequence[int] | Rows) -> list[Passage]:
         """The passages of these global rows, in the order asked for; repeats allowed."""
-        return self._looked_up(rows, lambda shard, local: shard.store.fetch(local))
+        return self._looked_up(rows, _fetched)
 
     def ids(self, rows: Sequence[int] | Rows) -> list[str]:
         """The ids of these global rows, in the order asked for; repeats allowed."""
@@ -178,6 +191,7 @@ class Shards:
     def close(self) -> None:
         """Let go of memory and files; a second call does nothing."""
         self._closed = True
+        self._span = None
         self._connections.close()
         for shard in self._shards:
             shard.close()
@@ -197,6 +211,20 @@ class Shards:
         if self._closed:
             raise PassageIndexError("The index is closed. Open it again.")
 
+    def _spanned(self) -> Span | None:
+        """The vectors of all shards as one; None on systems where that cannot be."""
+        if not (SUPPORTED and self._shards):
+            return None
+        with self._lock:
+            if self._span is None:
+                self._span = Span(
+                    [shard.vectors_path for shard in self._shards],
+                    [shard.rows for shard in self._shards],
+                    self._dimension,
+                    self._shards[0].dtype,
+                )
+            return self._span
+
     def _parted(self, rows: Rows) -> Iterator[tuple[Shard, Rows, Rows]]:
         """For each shard that has some of these rows: it, their places in `rows`, its own rows."""
         if len(self._shards) == 1:
@@ -210,14 +238,27 @@ class Shards:
             yield self._shards[number], order[part], ordered[part] - self._starts[number]
 
     def _looked_up(
-        self, rows: Sequence[int] | Rows, look_up: Callable[[Shard, Rows], list[_T]]
+        self, rows: Sequence[int] | Rows, look_up: Callable[[Shard, list[int]], list[_T]]
     ) -> list[_T]:
         self._check_open()
-        wanted = checked_rows(np.asarray(rows, dtype=np.int64), len(self))
+        wanted = checked_rows(np.asarray(rows, dtype=np.int64), self._count).tolist()
+        # In Python alone: for the few rows of an answer that is the quickest.
+        parts: dict[int, tuple[list[int], list[int]]] = {}
+        for place, row in enumerate(wanted):
+            number = bisect_right(self._begins, row) - 1
+            part = parts.get(number)
+            if part is None:
+                part = parts[number] = [], []
+            part[0].append(row - self._begins[number])
+            part[1].append(place)
         found: dict[int, _T] = {}
-        for shard, places, local in self._parted(wanted):
-            found.update(zip(places.tolist(), look_up(shard, local), strict=True))
+        for number, (local, places) in parts.items():
+            found.update(zip(places, look_up(self._shards[number], local), strict=True))
         return [found[place] for place in range(len(wanted))]
+
+
+def _fetched(shard: Shard, rows: list[int]) -> list[Passage]:
+    return shard.store.fetch(rows) if len(rows) > 1 else [shard.store.fetch_one(rows[0])]
 
 
 def _parsed(condition: Mapping[str, JSON] | Condition) -> Condition:

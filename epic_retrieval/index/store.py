@@ -3,6 +3,7 @@
 Knows nothing of vectors or FAISS.
 """
 
+import functools
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from epic_retrieval.errors import InputError, PassageIndexError
 from epic_retrieval.index._connections import Connections
 from epic_retrieval.index._fields import FieldsReader, FieldsWriter, Form, Mask
-from epic_retrieval.index.passage import Passage
+from epic_retrieval.index.passage import Passage, stored_passage
 from epic_retrieval.index.where import ID, Condition, evaluate, mask
 
 _SCHEMA = """
@@ -28,9 +29,18 @@ CREATE TABLE passages (
     metadata TEXT NOT NULL
 )
 """
+
+
+def _refused(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
 # Made once: json.dumps makes one for each call. Mappings may be others than dicts.
 _JSON = json.JSONEncoder(allow_nan=False, default=dict)
+# NaN and infinities are no JSON; stores hold none.
+_DECODED = json.JSONDecoder(parse_constant=_refused).raw_decode
 _COLUMNS = "row, id, title, text, metadata"
+_ONE = f"SELECT {_COLUMNS} FROM passages WHERE row = ?"  # noqa: S608
 # Old builds of SQLite take at most 999 parameters.
 _BATCH = 500
 _T = TypeVar("_T", int, str)
@@ -143,9 +153,22 @@ class PassageStore:
         Raises:
             PassageIndexError: A row is not there.
         """
-        cells = self._by_row(_COLUMNS, rows)
+        wanted = _listed(rows)
+        cells = self._by_row(_COLUMNS, wanted)
         found = {row: self._passage(cells[row]) for row in cells}
-        return [found[int(row)] for row in rows]
+        return [found[row] for row in wanted]
+
+    def fetch_one(self, row: int) -> Passage:
+        """As `fetch([row])[0]`, and quicker.
+
+        Raises:
+            PassageIndexError: The row is not there.
+        """
+        if 0 <= row < self._count:
+            for cells in self._connections.rows(self._path, _ONE, (row,)):
+                return self._passage(cells)
+        # Says what is wrong.
+        return self.fetch([row])[0]
 
     def ids(self, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:
         """The ids of these rows, in the order asked for; repeats allowed.
@@ -153,8 +176,9 @@ class PassageStore:
         Raises:
             PassageIndexError: A row is not there.
         """
-        found = self._by_row("row, id", rows)
-        return [str(found[int(row)][1]) for row in rows]
+        wanted = _listed(rows)
+        found = self._by_row("row, id", wanted)
+        return [str(found[row][1]) for row in wanted]
 
     def find(self, ids: Iterable[str]) -> dict[str, Passage]:
         """The passages with these ids; ids that are not there are left out."""
@@ -211,34 +235,52 @@ class PassageStore:
             self.close()
             raise
 
-    def _by_row(
-        self, columns: str, rows: Sequence[int] | NDArray[np.int64]
-    ) -> dict[int, tuple[Any, ...]]:
-        wanted = sorted({int(row) for row in rows})
+    def _by_row(self, columns: str, rows: Sequence[int]) -> dict[int, tuple[Any, ...]]:
         found: dict[int, tuple[Any, ...]] = {}
-        for batch in _batches([row for row in wanted if 0 <= row < self._count]):
-            query = f"SELECT {columns} FROM passages WHERE row IN ({_marks(batch)})"  # noqa: S608
-            found.update((cells[0], cells) for cells in self._rows(query, batch))
-        absent = [row for row in wanted if row not in found]
+        absent = [row for row in rows if not 0 <= row < self._count]
+        if not absent:
+            for batch in _batches(rows):
+                for cells in self._rows(_selection(columns, len(batch)), batch):
+                    found[cells[0]] = cells
+            if len(found) == len(rows):
+                return found
+            absent = [row for row in rows if row not in found]
         if absent:
             raise PassageIndexError(
-                f"{self._path}: no row {absent[0]}; there are {self._count}. Rows count from 0; "
+                f"{self._path}: no row {min(absent)}; there are {self._count}. Rows count from 0; "
                 "if this row comes from a search, build the index again."
             )
         return found
 
     def _rows(self, query: str, values: Sequence[int | str] = ()) -> list[tuple[Any, ...]]:
-        with self._connections.borrow(self._path) as connection:
-            return connection.execute(query, tuple(values)).fetchall()
+        return self._connections.rows(self._path, query, values)
 
     def _passage(self, cells: tuple[Any, ...]) -> Passage:
         _, passage_id, title, text, metadata = cells
         try:
-            return Passage(passage_id, text, title, json.loads(metadata))
+            if not type(passage_id) is type(title) is type(text) is str:
+                raise TypeError("not text")
+            values, end = _DECODED(metadata)
+            if type(values) is not dict or end != len(metadata):
+                raise ValueError("metadata are no JSON object")
         except (ValueError, TypeError, RecursionError) as error:
             raise PassageIndexError(
                 f"{self._path}: damaged ({error}). Build the index again."
             ) from error
+        return stored_passage(passage_id, text, title, values)
+
+
+@functools.lru_cache(maxsize=64)
+def _selection(columns: str, count: int) -> str:
+    # As texts that stay the same, so that connections keep them prepared.
+    return f"SELECT {columns} FROM passages WHERE row IN ({', '.join('?' * count)})"  # noqa: S608
+
+
+def _listed(rows: Sequence[int] | NDArray[np.int64]) -> list[int]:
+    listed: list[int] = (
+        rows.tolist() if isinstance(rows, np.ndarray) else [int(row) for row in rows]
+    )
+    return listed
 
 
 class _StoredFields(FieldsReader):

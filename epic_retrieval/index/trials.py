@@ -3,6 +3,7 @@
 Knows nothing of which of them to take.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,10 +17,13 @@ from epic_retrieval.index.ann import CANDIDATES, EF_SEARCH, Ann
 from epic_retrieval.index.exact import Allowed, nearest, rescore
 from epic_retrieval.index.ranking import Found
 from epic_retrieval.index.rows import Rows, VectorRows
+from epic_retrieval.index.unseen import unseen_queries
 
 # Candidates to try, in units of k.
 _WIDTHS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _TIMED = 64
+# How many queries to make where none are given.
+SAMPLE = 256
 # More effort that gains less than this, so many times in a row, will not reach the target.
 _GAIN = 0.001
 _PATIENCE = 3
@@ -27,10 +31,19 @@ _PATIENCE = 3
 
 @dataclass(frozen=True)
 class Trial:
-    """Parameters that were tried, and what came of it; not timed where the target was missed."""
+    """Parameters that were tried, and what came of it; not timed where the target was missed.
+
+    Attributes:
+        parameters: What was tried.
+        recall: Over all queries.
+        least: What the recall of other such queries falls below once in 20 times, or less often:
+            this is compared with the target.
+        milliseconds: For one query alone, median.
+    """
 
     parameters: Mapping[str, int]
     recall: float
+    least: float
     milliseconds: float | None
 
 
@@ -41,8 +54,8 @@ class Task(NamedTuple):
         rows: The vectors.
         ann: The structure.
         queries: (n, dimension) float32.
-        own: (n,) int64: the rows that the queries are, where they are stored vectors; else None.
-        truth: The k best of each query, without its own row.
+        made: Whether the queries are made-up.
+        truth: The k best of each query.
         k: Of the recall.
         allowed: (ann.rows,) bool, or None.
     """
@@ -50,7 +63,7 @@ class Task(NamedTuple):
     rows: VectorRows
     ann: Ann
     queries: Vectors
-    own: Rows | None
+    made: bool
     truth: Found
     k: int
     allowed: Allowed | None
@@ -58,21 +71,32 @@ class Task(NamedTuple):
 
 def recall_of(found: Found, truth: Found) -> float:
     """The share of the true best that was found; another row of the same cosine counts as well."""
+    return _recalls(found, truth)[0]
+
+
+def _recalls(found: Found, truth: Found) -> tuple[float, float]:
+    """The recall, and what that of as many other queries is unlikely to fall below."""
     known = truth.rows >= 0
     least = np.where(known, truth.cosines, np.inf).min(axis=1, keepdims=True)
     hits = ((found.rows >= 0) & (found.cosines >= least)).sum(axis=1)
-    total = int(known.sum())
-    return float(np.minimum(hits, known.sum(axis=1)).sum() / total) if total else 1.0
+    total = known.sum(axis=1)
+    if not total.any():
+        return 1.0, 1.0
+    hits, total = np.minimum(hits, total)[total > 0], total[total > 0]
+    recall = float(hits.sum() / total.sum())
+    # Of one side, 95 %, by the spread between queries.
+    return recall, recall - 1.645 * float(np.std(hits / total)) / math.sqrt(len(hits))
 
 
 def task_of(
     rows: VectorRows,
     ann: Ann,
-    queries: Vectors | None,
+    queries: Vectors | None = None,
+    *,
     k: int,
-    allowed: Allowed | None,
-    sample: int,
-    seed: int,
+    allowed: Allowed | None = None,
+    sample: int = SAMPLE,
+    seed: int = 0,
 ) -> Task:
     """The task for these arguments of `tune`.
 
@@ -81,27 +105,12 @@ def task_of(
     """
     counted = np.zeros(len(rows), np.bool_)
     counted[: ann.rows] = True if allowed is None else allowed
-    own = None
+    made = queries is None
     if queries is None:
-        living = np.flatnonzero(counted)
-        random = np.random.default_rng(seed)
-        own = np.sort(random.choice(living, min(sample, len(living)), replace=False))
-        queries = rows.take(own)
+        queries = unseen_queries(rows, np.flatnonzero(counted), sample, seed)
     if not len(queries):
         raise InputError("There is nothing to tune with: give queries, or rows that are alive.")
-    if own is None:
-        truth = nearest(rows, queries, k, counted)
-    else:
-        truth = nearest(rows, queries, k + 1, counted)
-        order = _own_last(truth.rows, own)
-        cosines = np.take_along_axis(truth.cosines, order, 1)[:, :-1]
-        truth = Found(cosines, np.take_along_axis(truth.rows, order, 1)[:, :-1])
-    return Task(rows, ann, queries, own, truth, k, allowed)
-
-
-def _own_last(found: Rows, own: Rows) -> Rows:
-    """For each query the columns, its own row's moved to the end."""
-    return np.argsort(found == own[:, None], axis=1, kind="stable")
+    return Task(rows, ann, queries, made, nearest(rows, queries, k, counted), k, allowed)
 
 
 def trials_of(task: Task, target: float) -> Iterator[Trial]:
@@ -111,23 +120,29 @@ def trials_of(task: Task, target: float) -> Iterator[Trial]:
         parameters = {} if task.ann.effort is None else {task.ann.effort: effort}
         widths = _widths(task, effort)
         proposed = _proposed(task, parameters, widths[-1])
-        recall = _recall(task, proposed)
-        if recall < target:
-            yield Trial({**parameters, CANDIDATES: widths[-1]}, recall, None)
+        recall, least = _measured(task, proposed)
+        if least < target:
+            yield Trial({**parameters, CANDIDATES: widths[-1]}, recall, least, None)
             vain = vain + 1 if recall - before < _GAIN else 0
             before = max(before, recall)
             if vain == _PATIENCE:
                 return
             continue
         for width in widths:
-            if _recall(task, proposed[:, :width]) < target:
+            if _measured(task, proposed[:, :width])[1] < target:
                 continue
             # Codes for fast-scan are ordered a little differently when fewer are asked for.
-            recall = _recall(task, _proposed(task, parameters, width))
-            if recall >= target:
+            recall, least = _measured(task, _proposed(task, parameters, width))
+            if least >= target:
                 chosen = {**parameters, CANDIDATES: width}
-                yield Trial(chosen, recall, milliseconds(task, chosen))
+                yield Trial(chosen, recall, least, milliseconds(task, chosen))
                 break
+
+
+def measured(task: Task, parameters: Mapping[str, int]) -> float:
+    """The recall with these parameters."""
+    count = max(task.k, parameters.get(CANDIDATES, 1))
+    return _measured(task, _proposed(task, parameters, count))[0]
 
 
 def milliseconds(task: Task, parameters: Mapping[str, int]) -> float:
@@ -162,11 +177,8 @@ def _widths(task: Task, effort: int) -> list[int]:
 
 
 def _proposed(task: Task, parameters: Mapping[str, int], count: int) -> Rows:
-    if task.own is None:
-        return task.ann.propose(task.queries, count, parameters, task.allowed)
-    found = task.ann.propose(task.queries, count + 1, parameters, task.allowed)
-    return np.take_along_axis(found, _own_last(found, task.own), 1)[:, :-1]
+    return task.ann.propose(task.queries, count, parameters, task.allowed)
 
 
-def _recall(task: Task, proposed: Rows) -> float:
-    return recall_of(rescore(task.rows, task.queries, proposed, task.k), task.truth)
+def _measured(task: Task, proposed: Rows) -> tuple[float, float]:
+    return _recalls(rescore(task.rows, task.queries, proposed, task.k), task.truth)

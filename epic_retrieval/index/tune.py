@@ -4,14 +4,14 @@ Truth is exact search over the same rows. Knows nothing of passages or folders.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from epic_retrieval.errors import InputError
 from epic_retrieval.index._vectors import Vectors
 from epic_retrieval.index.ann import Ann
 from epic_retrieval.index.exact import Allowed
 from epic_retrieval.index.rows import VectorRows
-from epic_retrieval.index.trials import Trial, milliseconds, recall_of, task_of, trials_of
+from epic_retrieval.index.trials import SAMPLE, Trial, milliseconds, recall_of, task_of, trials_of
 
 __all__ = ["Trial", "Tuned", "recall_of", "tune"]
 
@@ -32,7 +32,9 @@ class Tuned:
         milliseconds: For one query alone, median; its candidates are scored in it.
         target: The wished recall.
         queries: How many were asked.
-        own: Whether these were stored vectors (each without itself), not queries.
+        made: Whether these were made-up, from stored vectors.
+        least: What the recall of other such queries falls below once in 20 times, or less often:
+            the parameters are the fastest for which it reaches the target.
         trials: All that was tried.
     """
 
@@ -42,7 +44,8 @@ class Tuned:
     milliseconds: float
     target: float
     queries: int
-    own: bool
+    made: bool
+    least: float
     trials: tuple[Trial, ...]
 
     @property
@@ -53,9 +56,10 @@ class Tuned:
     def __str__(self) -> str:
         chosen = ", ".join(f"{name} {value}" for name, value in self.parameters.items())
         missed = "" if self.reached else f", short of {self.target:g}: the best that was found"
-        asked = "stored vectors" if self.own else "queries"
+        least = f" (with 95 % confidence at least {max(self.least, 0.0):.3f})"
+        asked = "queries made from stored vectors" if self.made else "queries"
         return (
-            f"{chosen}: recall@{self.k} {self.recall:.3f}{missed}, "
+            f"{chosen}: recall@{self.k} {self.recall:.3f}{least}{missed}, "
             f"{self.milliseconds:.2f} ms a query ({self.queries} {asked})"
         )
 
@@ -68,7 +72,7 @@ def tune(
     target: float = 0.95,
     k: int = 10,
     allowed: Allowed | None = None,
-    sample: int = 256,
+    sample: int = SAMPLE,
     seed: int = 0,
     progress: Callable[[Trial], None] | None = None,
 ) -> Tuned:
@@ -77,13 +81,13 @@ def tune(
     Args:
         rows: Vectors, of which the first are in `ann`; only those count.
         ann: The structure.
-        queries: (n, dimension) float32, rows of length 1: held-out queries. None takes stored
-            vectors, whose own row then counts neither as truth nor as found.
+        queries: (n, dimension) float32, rows of length 1: held-out queries. None makes some from
+            stored vectors; see `epic_retrieval.index.unseen`.
         target: The wished recall, in (0, 1].
         k: Of the recall.
         allowed: (ann.rows,) bool: the rows that are alive; ignored if `ann` takes no filter.
-        sample: How many stored vectors to take.
-        seed: Of taking them.
+        sample: How many queries to make.
+        seed: Of making them.
         progress: Called after each trial.
 
     Raises:
@@ -93,7 +97,7 @@ def tune(
         raise InputError(f"The wished recall is {target!r}: expected more than 0, at most 1.")
     if allowed is not None and not ann.supports_filter:
         allowed = None
-    task = task_of(rows, ann, queries, k, allowed, sample, seed)
+    task = task_of(rows, ann, queries, k=k, allowed=allowed, sample=sample, seed=seed)
     trials: list[Trial] = []
     best: Trial | None = None
     for trial in trials_of(task, target):
@@ -108,7 +112,7 @@ def tune(
             break
     if best is None:
         best = max(trials, key=lambda trial: trial.recall)
-        best = Trial(best.parameters, best.recall, milliseconds(task, best.parameters))
+        best = replace(best, milliseconds=milliseconds(task, best.parameters))
     return Tuned(
         parameters=best.parameters,
         recall=best.recall,
@@ -116,6 +120,7 @@ def tune(
         milliseconds=best.milliseconds or 0.0,
         target=target,
         queries=len(task.queries),
-        own=task.own is not None,
+        made=task.made,
+        least=best.least,
         trials=tuple(trials),
     )

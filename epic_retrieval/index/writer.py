@@ -15,7 +15,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from epic_retrieval.errors import InputError, PassageIndexError
-from epic_retrieval.index._differences import encoder_differences
+from epic_retrieval.index._differences import encoder_differences, incomparable
 from epic_retrieval.index._searchable import Report
 from epic_retrieval.index._shard_folder import Encode
 from epic_retrieval.index._vectors import Vectors
@@ -365,13 +365,9 @@ def check_encoder(folder: Path, manifest: Manifest, encoder: EncoderInfo) -> Non
     """
     built = manifest.encoder
     full = manifest.truncated_from or built.dimension
-    different = encoder_differences(replace(built, dimension=full), encoder)
-    if different:
-        raise PassageIndexError(
-            f"{folder} was built with another encoder: {different}. Vectors of the two cannot be "
-            "compared. Load the encoder that the index was built with, or build the index again "
-            "with this one."
-        )
+    whole = replace(built, dimension=full)
+    if encoder_differences(whole, encoder):
+        raise PassageIndexError(incomparable(folder, whole, encoder))
 
 
 def _checked_ids(ids: Iterable[str]) -> Iterator[list[str]]:

@@ -139,7 +139,7 @@ def test_another_writer_is_waited_for(tmp_path: Path) -> None:
         with pytest.raises(TimeoutError):
             adding.result(0.2)
         hasty = Collection(tmp_path / "i", ENCODER, patience=0.1)
-        with pytest.raises(PassageIndexError, match="being changed by another process"):
+        with pytest.raises(PassageIndexError, match="being changed by this very process"):
             hasty.delete(["d1"])
         assert len(found) == 3
     assert adding.result() == 1
@@ -175,16 +175,16 @@ def test_another_encoder(tmp_path: Path, changes: dict[str, Any]) -> None:
         Collection(tmp_path / "i", other)
     # Only who encodes the passages knows about a task's prompt.
     symmetric = Collection(tmp_path / "i", replace(ENCODER, task="duplicates"))
-    with pytest.raises(PassageIndexError, match="task duplicates"):
+    with pytest.raises(PassageIndexError, match="task none, now duplicates"):
         symmetric.add([Passage("x", "A text.")], encode)
 
 
 def test_rebuilt_with_another_encoder_meanwhile(tmp_path: Path) -> None:
     first = Collection(tmp_path / "i", replace(ENCODER, fingerprint="g"))
     build(tmp_path / "i", 3)
-    with pytest.raises(PassageIndexError, match="fingerprint g"):
+    with pytest.raises(PassageIndexError, match="fingerprint ffffffff, now g"):
         first.search(QUERY, 1)
-    with pytest.raises(PassageIndexError, match="fingerprint g"):
+    with pytest.raises(PassageIndexError, match="fingerprint ffffffff, now g"):
         first.add([Passage("x", "A text.")], encode)
 
 

@@ -84,6 +84,11 @@ def test_nearest_equals_the_twin(data: st.DataObject) -> None:
     expected = twin(vectors, queries, k, allowed)
     check_same(nearest(rows, queries, k, allowed, rows_at_once=at_once), expected)
     start = data.draw(st.integers(0, count))
+    for place in range(len(queries)):
+        # Alone, rows are passed over where several queries have the others copied.
+        alone = slice(place, place + 1)
+        found = nearest(rows, queries[alone], k, allowed, rows_at_once=at_once)
+        check_same(found, some(expected, alone))
     late = np.arange(count) >= start
     both = late if allowed is None else late & allowed
     found = nearest(rows, queries, k, allowed, start=start, rows_at_once=at_once)

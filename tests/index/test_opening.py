@@ -33,7 +33,7 @@ def test_another_encoder(folder: Path) -> None:
             index.check_encoder(other)
         for part in ("letters", "other", "f" * 8, "0" * 8, "build the index again"):
             assert part in str(caught.value)
-        with pytest.raises(PassageIndexError, match="5 dimensions"):
+        with pytest.raises(PassageIndexError, match="dimension 16, now 5"):
             index.check_encoder(replace(ENCODER, dimension=5))
 
 

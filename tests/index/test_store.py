@@ -1,3 +1,4 @@
+import contextlib
 import gc
 import os
 import sqlite3
@@ -145,7 +146,7 @@ def test_no_more_connections_than_the_limit_are_open(tmp_path: Path) -> None:
     for path in paths[:4]:
         with connections.borrow(path):
             pass
-    assert [entry[0] for entry in connections._idle] == paths[1:4]
+    assert list(connections._idle) == paths[1:4]
     connections.close()
     assert len(connections) == 0
 
@@ -200,6 +201,41 @@ def test_damage_never_ends_in_anything_but_our_error(tmp_path: Path) -> None:
         except EpicError:
             failed += 1
     assert failed > 100
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("metadata", '{"a": NaN}'),
+        ("metadata", "[1]"),
+        ("metadata", "{}{}"),
+        ("metadata", b"{}"),
+        ("text", b"bytes"),
+        ("title", 3.5),
+    ],
+)
+def test_what_no_passage_holds_is_refused(
+    tmp_path: Path, column: str, value: str | bytes | float
+) -> None:
+    path = write(tmp_path / "store", PASSAGES[:3])
+    with contextlib.closing(sqlite3.connect(path)) as changed:
+        changed.execute("DROP TABLE passages")
+        changed.execute(
+            "CREATE TABLE passages (row INTEGER PRIMARY KEY, id, title, text, metadata)"
+        )
+        changed.execute("INSERT INTO passages VALUES (0, 'a', '', 'Text', '{}')")
+        changed.execute("INSERT INTO passages VALUES (1, 'b', '', 'Text', '{}')")
+        changed.execute(f"UPDATE passages SET {column} = ? WHERE row = 1", (value,))  # noqa: S608
+        changed.commit()
+    with PassageStore(path, 2) as store:
+        assert store.fetch_one(0) == store.fetch([0])[0] == Passage("a", "Text")
+        with pytest.raises(PassageIndexError, match="damaged"):
+            store.fetch([0, 1])
+        with pytest.raises(PassageIndexError, match="damaged"):
+            store.fetch_one(1)
+        for row in (-1, 2, 2**70):
+            with pytest.raises(PassageIndexError, match=f"no row {row}; there are 2"):
+                store.fetch_one(row)
 
 
 def test_a_store_with_other_rows_than_expected_is_noticed(path: Path) -> None:
