@@ -1,0 +1,85 @@
+"""LanceDB through LlamaIndex: index once, change the demonstrations later.
+
+    python integrations/examples/databases/lancedb_llama_index.py NEW_FOLDER
+
+Needs: pip install 'epic-retrieval[llama-index]' llama-index-vector-stores-lancedb
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from llama_index.core import StorageContext, VectorStoreIndex
+from llama_index.core.schema import TextNode
+from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+from llama_index.vector_stores.lancedb import LanceDBVectorStore
+
+from llama_index_epic import EpicEmbedding
+
+HERE = Path(__file__).parent
+MESSAGE = "since this morning it shuts down when I start it"
+
+
+def nodes() -> list[TextNode]:
+    """The help centre.
+
+    LlamaIndex writes metadata in front of a text before it is embedded, unless they are excluded.
+    """
+    lines = (HERE / "help-articles.jsonl").read_text(encoding="utf-8").splitlines()
+    return [
+        TextNode(
+            id_=row["_id"],
+            text=row["text"],
+            metadata={"platform": row["platform"], "year": row["year"]},
+            excluded_embed_metadata_keys=["platform", "year"],
+        )
+        for row in map(json.loads, lines)
+    ]
+
+
+def vectors(store: LanceDBVectorStore) -> dict[str, list[float]]:
+    """What is stored, by id."""
+    table: Any = store.table
+    columns = table.to_arrow().select(["id", "vector"]).to_pydict()
+    return dict(zip(columns["id"], columns["vector"], strict=True))
+
+
+def search(index: VectorStoreIndex, filters: MetadataFilters | None = None) -> list[Any]:
+    """Names and scores of the five best articles.
+
+    This store ranks by the squared L2 distance and calls exp(-distance) its score. Of vectors of
+    length 1 that is exp(2 * cosine - 2): the same order, other numbers.
+    """
+    found = index.as_retriever(similarity_top_k=5, filters=filters).retrieve(MESSAGE)
+    return [(one.node_id, one.score) for one in found]
+
+
+def main(folder: Path) -> dict[str, Any]:
+    """Index, search, search with other demonstrations and with a filter."""
+    embedding = EpicEmbedding(task="support-tickets", mode="epic")
+    store = LanceDBVectorStore(uri=str(folder), table_name="articles")
+    index = VectorStoreIndex(
+        nodes(),
+        storage_context=StorageContext.from_defaults(vector_store=store),
+        embed_model=embedding,
+    )
+    before = vectors(store)
+
+    # Texts know nothing of demonstrations: other ones are another query vector, nothing more.
+    again = LanceDBVectorStore(uri=str(folder), table_name="articles")
+    own = VectorStoreIndex.from_vector_store(
+        again, embed_model=embedding.with_task(str(HERE / "help-desk.yaml"))
+    )
+    android = MetadataFilters(filters=[MetadataFilter(key="platform", value="android")])
+    return {
+        "shipped": search(index),
+        "own": search(own),
+        "android": search(own, android),
+        "unchanged": vectors(again) == before,
+    }
+
+
+if __name__ == "__main__":
+    for name, value in main(Path(sys.argv[1])).items():
+        print(name, value)
