@@ -11,6 +11,7 @@ from epic_retrieval.cli.analyze import analyze_app
 from epic_retrieval.cli.demo import demo
 from epic_retrieval.cli.demos import demos_app
 from epic_retrieval.cli.encode import encode
+from epic_retrieval.cli.eval import eval_app
 from epic_retrieval.cli.export import export
 from epic_retrieval.cli.index import index_app
 from epic_retrieval.cli.index_changes import changes_app
@@ -36,6 +37,7 @@ index_app.add_typer(checks_app)
 index_app.add_typer(changes_app)
 index_app.add_typer(transfer_app)
 app.add_typer(index_app, name="index")
+app.add_typer(eval_app, name="eval")
 app.command()(train)
 app.command()(mine)
 app.command()(export)

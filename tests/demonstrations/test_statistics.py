@@ -4,7 +4,7 @@ import ir_measures
 import numpy as np
 import pytest
 from ir_measures import Qrel, ScoredDoc, nDCG
-from scipy.stats import bootstrap  # type: ignore[import-untyped]
+from scipy.stats import bootstrap
 
 from epic_retrieval.demonstrations import paired_bootstrap
 from epic_retrieval.demonstrations.candidates import candidates, farthest_first, medoids
