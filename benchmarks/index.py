@@ -911,7 +911,7 @@ def draw(results: Record, path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.2))
+    figure, axes = plt.subplots(1, 3, figsize=(17, 4.6), layout="constrained")
     if "build" in results:
         one = results["build"]
         names, seconds = zip(*one["seconds_by_stage"].items(), strict=True)
@@ -927,26 +927,24 @@ def draw(results: Record, path: Path) -> None:
         speeds = [v["single queries"]["queries_per_second"][way] for v in compared.values()]
         axes[1].plot(speeds, [v["recall"][way] for v in compared.values()], mark, label=way)
     for kind, one in compared.items():
-        speed = one["single queries"]["queries_per_second"]["ours"]
-        axes[1].annotate(kind, (speed, one["recall"]["ours"]))
+        spot = one["single queries"]["queries_per_second"]["ours"], one["recall"]["ours"]
+        axes[1].annotate(kind, spot, (0, -14), textcoords="offset points", ha="center")
     axes[1].set(xlabel="single queries per second", ylabel="recall@10", title="kinds")
-    axes[1].legend()
-    for name in STORES:
+    axes[1].legend(loc="center left")
+    marks = "oosDv^<>PX*"
+    for mark, name in zip(marks, STORES, strict=False):
         one = results.get("stores", {}).get(name, {})
         if "search" in one:
             found = one["search"]
-            axes[2].plot(found["p50_ms"], one["build"]["seconds"], "o")
-            label = f"{name} ({found['recall']:.2f})"
-            axes[2].annotate(label, (found["p50_ms"], one["build"]["seconds"]), fontsize=8)
-    axes[2].set(
-        xlabel="query p50, ms",
-        ylabel="build, seconds",
-        xscale="log",
-        yscale="log",
-        title="stores (recall@10)",
-    )
-    figure.tight_layout()
+            label = f"{name}: {found['recall']:.2f}"
+            axes[2].plot(found["p50_ms"], one["build"]["seconds"], mark, label=label, alpha=0.8)
+    axes[2].set(xlabel="query p50, ms", ylabel="build, seconds", xscale="log", yscale="log")
+    for axis in (axes[2].xaxis, axes[2].yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+    axes[2].legend(title="100,000 vectors: recall@10", bbox_to_anchor=(1, 1), loc="upper left")
     figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def main(
