@@ -39,7 +39,7 @@ LINES = (
         "checkpoint_foreign",
     },
     {"prompt_cache", "batching", "query_batcher", "encoder", "pool", "shared"},
-    {"analysis", "demonstrations", "evaluation", "epic_training"} | INTEGRATIONS,
+    {"analysis", "benchmarking", "demonstrations", "evaluation", "epic_training"} | INTEGRATIONS,
     {"cli"},
 )
 LINE_OF = {part: number for number, line in enumerate(LINES) for part in line}

@@ -263,7 +263,7 @@ def _draw(measured: "list[AttentionShares]", path: Path) -> None:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            f"drawing needs matplotlib ({error}); install it with pip install matplotlib"
+            f"drawing needs matplotlib ({error}); run: pip install 'epic-retrieval[bench]'"
         ) from error
     import numpy as np
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from epic_retrieval.cli.analyze import analyze_app
+from epic_retrieval.cli.bench import bench_app
 from epic_retrieval.cli.demo import demo
 from epic_retrieval.cli.demos import demos_app
 from epic_retrieval.cli.encode import encode
@@ -43,6 +44,7 @@ app.command()(mine)
 app.command()(export)
 app.add_typer(demos_app, name="demos")
 app.add_typer(analyze_app, name="analyze")
+app.add_typer(bench_app, name="bench")
 
 
 def _print_version(asked: bool) -> None:
