@@ -89,7 +89,8 @@ class Endpoint:
             import httpx
         except ModuleNotFoundError as error:
             raise MissingExtraError(
-                "an endpoint needs httpx, which is not installed; run: pip install 'epic-retrieval[bench]'"
+                "an endpoint needs httpx, which is not installed; "
+                "run: pip install 'epic-retrieval[bench]'"
             ) from error
         key = os.environ.get("OPENAI_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}

@@ -113,7 +113,8 @@ def _figure(drawing: Drawing, colours: Palette) -> "Iterator[Figure]":
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            "reports need matplotlib, which is not installed; run: pip install 'epic-retrieval[bench]'"
+            "reports need matplotlib, which is not installed; "
+            "run: pip install 'epic-retrieval[bench]'"
         ) from error
     settings: Any = {  # keys of matplotlib's own
         "svg.fonttype": "none",
