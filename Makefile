@@ -16,6 +16,9 @@ ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX := $(PIP_INDEX_URL)
 endif
 
+# uv links files to its cache, and nltk, with which LlamaIndex splits long texts, reads no linked file.
+export UV_LINK_MODE := copy
+
 TORCH := $(shell grep '^torch==' constraints.txt)
 SETUP := pyproject.toml constraints.txt
 UV    := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
