@@ -35,6 +35,14 @@ def test_the_same_names_lead_to_the_same_encoder(tiny_encoder_folder: Path) -> N
     assert shared_encoder(tiny_encoder_folder, device="cpu") is not one
 
 
+def test_a_device_that_is_not_there(tiny_encoder_folder: Path) -> None:
+    for device in ("bogus", "cpu:x", 3.5):
+        with pytest.raises(InputError, match="expected a device of torch, such as 'cpu'"):
+            shared_encoder(tiny_encoder_folder, device=device)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"'cuda:99', but torch finds \w+ CUDA devices here"):
+        open_encoder(model=tiny_encoder_folder, device="cuda:99")
+
+
 def test_the_bundled_model_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundled = shared_encoder()
     assert bundled.name == BUNDLED_MODEL.name

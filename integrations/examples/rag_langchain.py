@@ -96,6 +96,8 @@ def main(folder: Path) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python integrations/examples/rag_langchain.py FOLDER")
     for one in main(Path(sys.argv[1])):
         print(
             one["question"], [passage.id for passage in one["passages"]], one["answer"], sep="\n  "

@@ -14,7 +14,7 @@ from epic_retrieval import InputError, MissingExtraError, Task, as_task, open_en
 try:
     from langchain_core.embeddings import Embeddings
     from langchain_core.utils import from_env
-    from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+    from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 except ModuleNotFoundError as error:
     raise MissingExtraError(
         f"langchain_epic needs langchain-core, but {error.name} is not installed; "
@@ -134,6 +134,8 @@ class EpicEmbeddings(BaseModel, Embeddings):
         Raises:
             InputError: the task is unknown, or has no demonstrations for this adapter's mode.
         """
+        if task is None:  # which would be the default one
+            raise InputError("task is None; expected a Task, a name, or the path of a task file")
         resolved = as_task(task)
         self._encoder.prepare(resolved, self.mode)
         return self.model_copy(update={"task": resolved})
@@ -149,6 +151,25 @@ class EpicEmbeddings(BaseModel, Embeddings):
             )
         names = ("model", "task", "mode", "device", "dtype", "batch_size", "show_progress")
         return partial(type(self), **{name: getattr(self, name) for name in names}), ()
+
+
+def configured(settings: Mapping[str, Any]) -> EpicEmbeddings:
+    """Embeddings with these settings.
+
+    Raises:
+        InputError: what pydantic finds wrong with them, without its words around ours.
+        CheckpointError: the model cannot be loaded.
+    """
+    try:
+        return EpicEmbeddings(**settings)
+    except ValidationError as error:
+        said = [
+            str(
+                one.get("ctx", {}).get("error") or f"{'.'.join(map(str, one['loc']))}: {one['msg']}"
+            )
+            for one in error.errors()
+        ]
+        raise InputError("; ".join(said)) from error
 
 
 def _listed(texts: object) -> list[str]:

@@ -17,11 +17,18 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from typing_extensions import override
 
-from epic_retrieval import Collection, EncoderInfo, InputError, PassageIndex, Task
+from epic_retrieval import (
+    Collection,
+    EncoderInfo,
+    InputError,
+    PassageIndex,
+    PassageIndexError,
+    Task,
+)
 from langchain_epic._documents import as_list, document_of, passages_of
 from langchain_epic._searching import Searching, refuse
 from langchain_epic._vectors import PROBE, probed, units
-from langchain_epic.embeddings import EpicEmbeddings
+from langchain_epic.embeddings import EpicEmbeddings, configured
 
 
 class EpicVectorStore(Searching):
@@ -41,7 +48,11 @@ class EpicVectorStore(Searching):
 
     Page content reaches the embeddings unchanged, and metadata come back as JSON has them (tuples
     as lists). A passage that was indexed from a file with a title has it in its metadata as
-    "title", which a filter does not see.
+    "title", which a filter does not see; a document that is added again with its id and this
+    "title" keeps it there, and so its vector.
+
+    Documents without ids get new ones at each call, so a program that adds them each time it runs
+    doubles the index: give ids, or use LangChain's `index()` with a record manager.
 
     Args:
         folder: An index, or where one is to be made by the first documents; None is a temporary
@@ -82,6 +93,8 @@ class EpicVectorStore(Searching):
 
         Raises:
             PassageIndexError: There is no index, or it is damaged, or the model has changed.
+            InputError: A setting cannot be used, such as the name of a task that there is not; or
+                the index was built with embeddings that have to be given.
             CheckpointError: The model cannot be loaded.
         """
         with PassageIndex.open(folder, check=False) as index:
@@ -95,7 +108,7 @@ class EpicVectorStore(Searching):
             settings["task"] = built.task
         if "encoder" not in settings:
             settings.setdefault("model", built.name)
-        return cls(folder, EpicEmbeddings(**settings), patience=patience)
+        return cls(folder, configured(settings), patience=patience)
 
     @property
     @override
@@ -154,7 +167,9 @@ class EpicVectorStore(Searching):
         refuse(kwargs)
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; expected at least 1")
-        passages = passages_of(texts, metadatas, ids)
+        named = None if ids is None else as_list(ids, "ids")
+        there = self.collection.get([one for one in named or () if isinstance(one, str)])
+        passages = passages_of(texts, metadatas, named, there)
 
         def encode(contents: list[str]) -> np.ndarray:
             step = batch_size or len(contents)
@@ -174,15 +189,26 @@ class EpicVectorStore(Searching):
 
         Returns:
             True.
+
+        Raises:
+            InputError: A filter that is empty or None, or one together with ids.
         """
+        by_condition = "filter" in kwargs
         condition = kwargs.pop("filter", None)
         refuse(kwargs)
-        if ids is None:
-            self.collection.delete_where({} if condition is None else condition)
-        elif condition is not None:
-            raise InputError("got both ids and a filter; expected one of them")
-        else:
+        if ids is not None:
+            if condition is not None:
+                raise InputError("got both ids and a filter; expected one of them")
             self.collection.delete(as_list(ids, "ids"))
+        elif not by_condition:
+            self.collection.delete_where({})
+        elif condition is None or condition == {}:
+            raise InputError(
+                f"filter is {condition}, which would delete everything; call delete() without"
+                " arguments for that"
+            )
+        else:
+            self.collection.delete_where(condition)
         return True
 
     @override
@@ -207,6 +233,24 @@ class EpicVectorStore(Searching):
         store = cls(folder, embedding, **patience)
         store.add_texts(texts, metadatas, ids=ids, **kwargs)
         return store
+
+    def __len__(self) -> int:
+        """How many documents there are."""
+        return len(self.collection)
+
+    def __bool__(self) -> bool:
+        return True  # an empty store is a store: `if store` asks whether there is one
+
+    def __repr__(self) -> str:
+        try:
+            state = f"{len(self)} documents"
+        except PassageIndexError:
+            state = "closed or damaged"
+        whose = self._embedding
+        # A task that was given by name is a Task by now.
+        task = whose.task if isinstance(whose, EpicEmbeddings) else None
+        asks = f"task {task.name!r}" if isinstance(task, Task) else type(whose).__name__
+        return f"{type(self).__name__}({str(self.collection.folder)!r}, {state}, {asks})"
 
     def close(self) -> None:
         """Let go of memory and files; those that `with_task` made are closed with it."""

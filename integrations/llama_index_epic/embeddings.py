@@ -141,6 +141,8 @@ class EpicEmbedding(BaseEmbedding):
         Raises:
             InputError: the task is unknown, or has no demonstrations for this adapter's mode.
         """
+        if task is None:  # which would be the default one
+            raise InputError("task is None; expected a Task, a name, or the path of a task file")
         resolved = as_task(task)
         self._encoder.prepare(resolved, self.mode)
         digest = self._encoder.passage_fingerprint(resolved, self.mode)

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Self
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.embeddings.multi_modal_base import MultiModalEmbedding
 
-from epic_retrieval import Collection, EncoderInfo, InputError
+from epic_retrieval import Collection, EncoderInfo, InputError, PassageIndexError
 from llama_index_epic.embeddings import EpicEmbedding
-from llama_index_epic.nodes import EmbeddedPassage, handed_over
+from llama_index_epic.nodes import EmbeddedPassage, handed_over, unit_vector
 
 # An index must name somebody.
 _UNKNOWN = "unknown"
+# Batches and devices round differently; vectors of other models have nothing in common.
+_SAME = 0.99
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,21 @@ class Folder:
     Args:
         path: The folder.
         embedder: Who embeds; without a fingerprint only widths are compared.
+        embed_model: The same, live: with the first passages that are written it embeds one of them
+            again, so that vectors of another model enter no index that names this one.
 
     Raises:
         PassageIndexError: It holds an index that is damaged, or of another embedder.
         InputError: It holds something else.
     """
 
-    def __init__(self, path: str | Path, embedder: Embedder) -> None:
+    def __init__(
+        self, path: str | Path, embedder: Embedder, embed_model: BaseEmbedding | None = None
+    ) -> None:
         self._embedder = embedder
+        # What embeds images besides may have embedded one in place of the text beside it.
+        several = isinstance(embed_model, MultiModalEmbedding)
+        self._doubted = None if several else embed_model
         self._known = threading.Lock()
         known = embedder.fingerprint is not None
         self._collection = Collection(path, embedder.info(embedder.dimension) if known else None)
@@ -92,7 +102,8 @@ class Folder:
 
         Raises:
             InputError: A vector has another width than the others have.
-            PassageIndexError: Another process keeps writing, or writing failed.
+            PassageIndexError: They are not of the embedder; or another process keeps writing, or
+                writing failed.
         """
         manifest = self.collection().manifest
         if manifest is not None:
@@ -105,10 +116,30 @@ class Folder:
                     f"the embedding of the node {passage.id!r} has {len(passage.vector)}"
                     f" dimensions; expected {width}, as all in {self._collection.folder} must have"
                 )
+        self._compare(passages[0])
         if manifest is None:
             with self._known:
                 self._begin(width)
         self._collection.update(passages, handed_over)
+
+    def _compare(self, passage: EmbeddedPassage) -> None:
+        """Once, a vector that was given with one that the model gives now."""
+        if (model := self._doubted) is None:
+            return
+        whose = f"{self._embedder.model_name}, which embeds the node {passage.id!r}"
+        ours = unit_vector(model.get_text_embedding(str(passage.content)), whose)
+        if ours.shape != passage.vector.shape:
+            told = f"that model's has {len(ours)} dimensions, this one {len(passage.vector)}"
+        elif (cosine := float(ours @ passage.vector)) < _SAME:
+            told = f"its cosine with that model's is {cosine:.2f}"
+        else:
+            self._doubted = None
+            return
+        raise PassageIndexError(
+            f"the embedding of the node {passage.id!r} is not what {self._embedder.model_name}"
+            f" gives its text: {told}. Embed nodes with the model that the store was given as"
+            " embed_model, or give the store the one that embeds them"
+        )
 
     def _begin(self, width: int) -> None:
         self._collection = Collection(self._collection.folder, self._embedder.info(width))

@@ -18,12 +18,14 @@ from llama_index.core.schema import (
     IndexNode,
     MetadataMode,
     Node,
+    NodeRelationship,
+    RelatedNodeInfo,
     TextNode,
 )
 from numpy.typing import NDArray
 
 from epic_retrieval import InputError, Passage
-from llama_index_epic.filters import EMPTY
+from llama_index_epic.filters import EMPTY, Where
 
 Vectors = NDArray[np.float32]
 
@@ -60,6 +62,26 @@ class EmbeddedPassage(Passage):
         content = _Content(super().content)
         content.vector = self.vector
         return content
+
+
+def unit_vector(embedding: Sequence[float], whose: str) -> Vectors:
+    """An embedding at length 1, (dimension,) float32; as it is if it has that.
+
+    Raises:
+        InputError: It is no list of numbers, or zero, or not finite.
+    """
+    try:
+        vector = np.asarray(embedding, np.float32)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"the embedding of {whose} is no list of numbers: {error}") from error
+    norm = float(np.linalg.norm(vector.astype(np.float64)))
+    if vector.ndim != 1 or not np.isfinite(norm) or norm == 0:
+        raise InputError(
+            f"the embedding of {whose} has the shape {vector.shape} and the length {norm}; expected"
+            " one vector of finite numbers that is not zero"
+        )
+    # Vectors of length 1 are rounded: they keep their bits.
+    return vector if abs(norm - 1) < 1e-6 else (vector / norm).astype(np.float32)
 
 
 def handed_over(texts: Sequence[str]) -> Vectors:
@@ -106,14 +128,15 @@ def to_node(passage: Passage) -> BaseNode:
     """The node that a passage was made of, without its embedding.
 
     A passage that was none, as of an index that was built on the command line, is a TextNode with
-    its id, and its title among the metadata.
+    its id, its title among the metadata, and itself as the document that it was cut from.
     """
     metadata: dict[str, Any] = dict(passage.metadata)
     content = metadata.get(CONTENT)
     if not isinstance(content, str):
         if passage.title:
             metadata = {"title": passage.title} | metadata
-        return TextNode(id_=passage.id, text=passage.text, metadata=metadata)
+        source = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=passage.id)}
+        return TextNode(id_=passage.id, text=passage.text, metadata=metadata, relationships=source)
     rest: dict[str, Any] = json.loads(content)
     if "metadata" not in rest:
         rest["metadata"] = {key: metadata[key] for key in metadata if key not in _OURS}
@@ -123,6 +146,12 @@ def to_node(passage: Passage) -> BaseNode:
     elif rest["text_resource"] is not None:
         rest["text_resource"].setdefault("text", passage.text)
     return kind.from_dict(rest)
+
+
+def cut_from(documents: Sequence[str]) -> Where:
+    """The condition for nodes that were cut from these documents; a passage alone is its own."""
+    itself = {"_id": {"$in": list(documents)}, CONTENT: {"$exists": False}}
+    return {"$or": [{SOURCE: {"$in": list(documents)}}, itself]}
 
 
 def _embedded(node: BaseNode, text: str) -> tuple[str, str]:

@@ -3,17 +3,16 @@
 Knows nothing of nodes; passages come back.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from llama_index.core.indices.query.embedding_utils import get_top_k_mmr_embeddings
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
 
 from epic_retrieval import Collection, Hit, InputError, PassageIndex
 from llama_index_epic.filters import Where, both, chosen
-from llama_index_epic.nodes import SOURCE, Vectors
+from llama_index_epic.nodes import Vectors, cut_from, unit_vector
 
 # As in LlamaIndex's other stores.
 _FACTOR = 4.0
@@ -80,13 +79,17 @@ def found(
             " for vectors"
         )
     if query.query_embedding is None:
+        if query.query_str is not None and not query.query_str.strip():
+            raise InputError(
+                f"the query is {query.query_str!r}; expected a text, as an empty one has no meaning"
+            )
         raise InputError("the query has no query_embedding; give it the vector of its text")
     vector = unit_vector(query.query_embedding, "the query")
     restricted = both(chosen(query.node_ids or None, query.filters), where)
     if query.doc_ids:
         if not all(isinstance(key, str) for key in query.doc_ids):
             raise InputError(f"doc_ids is {query.doc_ids!r}; expected a list of texts, as ids are")
-        restricted = both(restricted, {SOURCE: {"$in": query.doc_ids}})
+        restricted = both(restricted, cut_from(query.doc_ids))
     wanted, allowed = query.similarity_top_k, restricted or None
     index = collection.snapshot()
     if index is None or query.mode == VectorStoreQueryMode.DEFAULT:
@@ -94,26 +97,6 @@ def found(
         return source.search(vector[None], wanted, allowed, parameters)[0]
     hits = index.search(vector[None], diversity.fetched(wanted), allowed, parameters)[0]
     return _diverse(index, vector, hits, wanted, diversity.threshold)
-
-
-def unit_vector(embedding: Sequence[float], whose: str) -> Vectors:
-    """An embedding at length 1, (dimension,) float32; as it is if it has that.
-
-    Raises:
-        InputError: It is no list of numbers, or zero, or not finite.
-    """
-    try:
-        vector = np.asarray(embedding, np.float32)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"the embedding of {whose} is no list of numbers: {error}") from error
-    norm = float(np.linalg.norm(vector.astype(np.float64)))
-    if vector.ndim != 1 or not np.isfinite(norm) or norm == 0:
-        raise InputError(
-            f"the embedding of {whose} has the shape {vector.shape} and the length {norm}; expected"
-            " one vector of finite numbers that is not zero"
-        )
-    # Vectors of length 1 are rounded: they keep their bits.
-    return vector if abs(norm - 1) < 1e-6 else (vector / norm).astype(np.float32)
 
 
 def _diverse(

@@ -21,11 +21,11 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 
-from epic_retrieval import Collection, InputError
+from epic_retrieval import Collection, InputError, PassageIndex
 from llama_index_epic.filters import Where, chosen
 from llama_index_epic.folder import Embedder, Folder
-from llama_index_epic.nodes import SOURCE, EmbeddedPassage, to_node, to_passage
-from llama_index_epic.queries import Diversity, found, unit_vector
+from llama_index_epic.nodes import EmbeddedPassage, cut_from, to_node, to_passage, unit_vector
+from llama_index_epic.queries import Diversity, found
 
 
 class EpicVectorStore(BasePydanticVectorStore):
@@ -53,7 +53,8 @@ class EpicVectorStore(BasePydanticVectorStore):
         folder: An index, or where one is to be.
         embed_model: Who embeds nodes and queries. The folder records it, and refuses another: an
             EpicEmbedding is known by what decides its vectors, others by their class and name.
-            Without it only the number of dimensions is compared.
+            The first node that is added is embedded once more with it, to see that nodes come from
+            it. Of queries, and without it of nodes, only the number of dimensions is compared.
         model_name: What `to_dict` recorded of embed_model, as the next three.
         fingerprint: Changes with everything that changes the vector of a node.
         dimension: Width of its embeddings, if it says so.
@@ -98,12 +99,22 @@ class EpicVectorStore(BasePydanticVectorStore):
             embedder = Embedder.of(embed_model)
         fields |= vars(embedder) | {"folder": str(Path(folder).resolve())}
         super().__init__(**fields)
-        self._folder = Folder(self.folder, embedder)
+        self._folder = Folder(self.folder, embedder, embed_model)
 
     @classmethod
     def class_name(cls) -> str:
         """The key of serialised stores."""
         return "EpicVectorStore"
+
+    @classmethod
+    def open(cls, folder: str | Path, embed_model: BaseEmbedding | None = None) -> Self:
+        """The store in a folder that holds an index, such as `epic index build` makes.
+
+        Raises:
+            PassageIndexError: There is no index, or it is damaged, or of another model.
+        """
+        PassageIndex.open(folder, check=False).close()
+        return cls(folder, embed_model)
 
     @classmethod
     def from_params(cls, folder: str | Path, embed_model: BaseEmbedding | None = None) -> Self:
@@ -128,7 +139,8 @@ class EpicVectorStore(BasePydanticVectorStore):
     def add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> list[str]:  # noqa: ANN401, ARG002
         """Add nodes that have embeddings, in place of those with their ids.
 
-        Of several with one id the last one counts. A node that is there as it is costs nothing.
+        Of several with one id the last one counts. A node that is there as it is costs nothing,
+        but for the one that a store with a model embeds to compare.
 
         Returns:
             The ids of the nodes.
@@ -136,7 +148,8 @@ class EpicVectorStore(BasePydanticVectorStore):
         Raises:
             InputError: A node has no embedding, one of another width, nothing to embed, or holds
                 what cannot be stored.
-            PassageIndexError: Another process keeps writing, or writing failed.
+            PassageIndexError: Another model than `embed_model` embedded the nodes; or another
+                process keeps writing, or writing failed.
         """
         passages: dict[str, EmbeddedPassage] = {}
         for node in nodes:
@@ -159,11 +172,15 @@ class EpicVectorStore(BasePydanticVectorStore):
         return await asyncio.to_thread(self.add, nodes, **add_kwargs)
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:  # noqa: ANN401, ARG002
-        """Delete the nodes that were cut from this document; one that is not there is ignored."""
+        """Delete the nodes that were cut from this document; one that is not there is ignored.
+
+        A passage that was never a node, as of an index from the command line, counts as cut from
+        a document with its own id.
+        """
         if not isinstance(ref_doc_id, str):  # None would be all that were cut from none
             given = type(ref_doc_id).__name__
             raise InputError(f"ref_doc_id is of type {given}; expected the id of a document")
-        self.client.delete_where({SOURCE: ref_doc_id})
+        self.client.delete_where(cut_from([ref_doc_id]))
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:  # noqa: ANN401
         """As `delete`, in a thread."""

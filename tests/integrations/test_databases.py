@@ -76,5 +76,12 @@ def test_a_database_outlives_its_demonstrations(
     assert [text for text in encoded if text != "dummy_text"] == [row["text"] for row in ROWS]
 
 
+def test_qdrant_takes_what_is_there(tmp_path: Path) -> None:
+    example = runpy.run_path(str(EXAMPLES / "qdrant_langchain.py"))
+    first, second = (example["main"](tmp_path / "database") for _ in range(2))
+    assert [name for name, _ in second["shipped"]] == [name for name, _ in first["shipped"]]
+    assert second["unchanged"]
+
+
 def test_every_example_is_tested() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(COSINES)

@@ -56,3 +56,18 @@ def test_answers_are_quoted(langchain: Any) -> None:  # noqa: ANN401
     assert last["question"] == "turn a JSON text into Python objects"
     assert last["answer"].startswith("json.loads")
     assert "to a Python object" in last["answer"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [one for one in EXAMPLES.rglob("*.py") if one.stem != "rag_haystack"],
+    ids=lambda p: p.stem,
+)
+def test_without_a_folder_they_say_how_they_are_called(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [str(path)])
+    with pytest.raises(
+        SystemExit, match=f"usage: python integrations/examples/.*{path.name} FOLDER"
+    ):
+        runpy.run_path(str(path), run_name="__main__")

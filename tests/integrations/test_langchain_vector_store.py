@@ -18,10 +18,13 @@ from langchain_tests.integration_tests import (
     RetrieversIntegrationTests,
     VectorStoreIntegrationTests,
 )
+from llama_index.core.schema import MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
 
+import llama_index_epic
 from epic_retrieval import EpicEncoder, InputError, PassageIndexError
 from epic_retrieval.index import IndexWriter, Passage, build_index
 from langchain_epic import EpicEmbeddings, EpicVectorStore
+from llama_index_epic import EpicEmbedding
 from tests.integrations.common import BARE, LONG, SHOWN, SYMMETRIC, TEXTS, Passes
 from tests.models import tiny_encoder
 
@@ -208,6 +211,12 @@ def test_options_that_are_unknown_are_refused(store: EpicVectorStore) -> None:
         store.delete(where={"n": 1})
     with pytest.raises(InputError, match="both ids and a filter"):
         store.delete(["1"], filter={"n": 1})
+    nothing: list[Any] = [{}, None]
+    for empty in nothing:
+        with pytest.raises(InputError, match=r"would delete everything; call delete\(\) without"):
+            store.delete(filter=empty)
+    with pytest.raises(InputError, match="expected a mapping"):
+        store.delete(filter=[])
     with pytest.raises(InputError, match="ids is '1'; expected a list"):
         store.delete("1")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no option 'meta'"):
@@ -260,6 +269,7 @@ def test_ids(embeddings: EpicEmbeddings, tmp_path: Path) -> None:
         ({"texts": ["a"], "metadatas": []}, "got 0 metadatas for 1 texts"),
         ({"texts": ["a"], "ids": ["1", "2"]}, "got 2 ids for 1 texts"),
         ({"texts": ["a"], "ids": [3]}, "id is of type int"),
+        ({"texts": ["a"], "ids": ["\ud800"]}, "half a surrogate pair"),
         ({"texts": ["a"], "metadatas": ["x"]}, "metadata is a str"),
         (
             {"texts": ["a"], "metadatas": [{"when": [dt.date(2020, 1, 1)]}]},
@@ -363,6 +373,90 @@ def test_an_index_from_a_file_opens(folder: str, encoder: EpicEncoder, tmp_path:
     assert len(EpicVectorStore.open(tmp_path / "i", encoder=encoder).collection) == 3
     with pytest.raises(PassageIndexError, match="no such folder"):
         EpicVectorStore.open(tmp_path / "absent")
+
+
+def test_what_was_found_may_be_added_again(encoder: EpicEncoder, tmp_path: Path) -> None:
+    """Titles are encoded, so to lose one would change the vector."""
+    given = [
+        Passage("a", "A text.", "A title", {"n": 1}),
+        Passage("b", "", "Only a title"),
+        Passage("c", "Both.", "Same", {"title": "Same"}),
+        Passage("d", "Two.", "One", {"title": "Another"}),
+    ]
+    build_index(given, encoder.encode_passages, tmp_path / "i", encoder=encoder.info())
+    made = EpicVectorStore.open(tmp_path / "i", task=SHOWN)
+    found = made.get_by_ids(list("abcd"))
+    before = made.collection.manifest
+    made.add_documents(found)
+    assert made.collection.manifest == before
+    found[0].metadata["n"] = 2
+    found[2].page_content = "Changed."
+    made.add_documents(found)
+    assert made.get_by_ids(list("abcd")) == found
+    now = made.collection.get(list("abcd"))
+    assert now["a"] == Passage("a", "A text.", "A title", {"n": 2})
+    assert now["c"] == Passage("c", "Changed.", "Same", {"title": "Same"})
+    assert (now["b"], now["d"]) == (given[1], given[3])
+    stored = made.collection.snapshot()
+    assert stored is not None
+    expected = encoder.encode_passages([one.content for one in now.values()])
+    np.testing.assert_allclose(stored.vectors(list("abcd")), expected, atol=1e-6)
+    made.add_texts(["A text."], [{"title": "Other"}], ids=["a"])
+    assert made.collection.get(["a"])["a"].title == ""
+
+
+def test_nodes_of_llama_index_come_without_what_is_noted_of_them(
+    encoder: EpicEncoder, tmp_path: Path
+) -> None:
+    source = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id="file")}
+    nodes = [
+        TextNode(id_=name, text="A text.", metadata=metadata, relationships=source)
+        for name, metadata in (("a", {"n": 1}), ("b", {"doc_id": "mine", "empty": []}))
+    ]
+    for one in nodes:
+        one.embedding = encoder.encode_passages([one.get_content(MetadataMode.EMBED)])[0].tolist()
+    theirs = llama_index_epic.EpicVectorStore(tmp_path / "i", EpicEmbedding(encoder=encoder))
+    theirs.add(nodes)
+    made = EpicVectorStore(tmp_path / "i", EpicEmbeddings(encoder=encoder))
+    found = made.get_by_ids(["a", "b"])
+    assert found == [
+        Document("A text.", id="a", metadata={"n": 1}),
+        Document("A text.", id="b", metadata={"doc_id": "mine", "empty": []}),
+    ]
+    made.add_documents(found)
+    assert [one.to_dict() for one in theirs.get_nodes()] == [
+        one.model_copy(update={"embedding": None}).to_dict() for one in nodes
+    ]
+
+
+def test_a_store_says_what_it_is(store: EpicVectorStore, tmp_path: Path) -> None:
+    assert len(store) == 30
+    assert repr(store) == (
+        f"EpicVectorStore({str(store.collection.folder)!r}, 30 documents, task 'shown')"
+    )
+    other = EpicVectorStore(tmp_path / "i", Scaled())
+    assert (len(other), bool(other)) == (0, True)
+    assert str(other).endswith("0 documents, Scaled)")
+    other.close()
+    assert "closed or damaged" in repr(other)
+
+
+def test_settings_of_an_opened_index_are_checked(
+    folder: str, encoder: EpicEncoder, tmp_path: Path
+) -> None:
+    build_index(
+        [Passage("a", "x")], encoder.encode_passages, tmp_path / "i", encoder=encoder.info()
+    )
+    for settings, message in (
+        ({"task": "bogus"}, "no built-in task"),
+        ({"batch_size": 0}, "batch_size: Input should be greater than 0"),
+        ({"tsak": "x"}, "tsak: Extra inputs are not permitted"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            EpicVectorStore.open(tmp_path / "i", **settings)
+        assert "validation error" not in str(caught.value)
+    with pytest.raises(InputError, match="task is None"):
+        EpicVectorStore.open(tmp_path / "i").with_task(None)  # type: ignore[arg-type]
 
 
 def test_an_index_with_shorter_vectors(encoder: EpicEncoder, tmp_path: Path) -> None:

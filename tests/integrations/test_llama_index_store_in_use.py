@@ -17,7 +17,7 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.indices.vector_store.retrievers import VectorIndexRetriever
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
-from llama_index.core.schema import IndexNode, TextNode
+from llama_index.core.schema import IndexNode, NodeRelationship, RelatedNodeInfo, TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters, SimpleVectorStore
 from llama_index.core.vector_stores.types import FilterOperator, VectorStoreQuery
@@ -217,29 +217,45 @@ def built(encoder: EpicEncoder, out: Path, task: Task | None = None) -> Path:
     return out
 
 
+def itself(key: str) -> dict[NodeRelationship, Any]:
+    return {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=key)}
+
+
 def test_an_index_from_the_command_line_is_a_store(
     tmp_path: Path, embedding: EpicEmbedding, encoder: EpicEncoder
 ) -> None:
-    store = EpicVectorStore(built(encoder, tmp_path / "index"), embedding)
+    with pytest.raises(PassageIndexError, match="no such folder"):
+        EpicVectorStore.open(tmp_path / "index", embedding)
+    store = EpicVectorStore.open(built(encoder, tmp_path / "index"), embedding)
     index = VectorStoreIndex.from_vector_store(store, embedding)
+    with pytest.raises(InputError, match="the query is ''; expected a text"):
+        index.as_retriever().retrieve("")
+    with pytest.raises(InputError, match="task is None"):
+        embedding.with_task(None)  # type: ignore[arg-type]
     filters = MetadataFilters(
         filters=[MetadataFilter(key="n", value=[3, 4], operator=FilterOperator.IN)]
     )
     found = index.as_retriever(filters=filters).retrieve("a query")
     nodes = sorted((one.node for one in found), key=lambda node: node.node_id)
     assert [node.to_dict() for node in nodes] == [
-        TextNode(
-            id_="3", text="path it.", metadata={"title": "Title 3", "n": 3, "empty": []}
-        ).to_dict(),
-        TextNode(id_="4", text="open it.", metadata={"n": 4, "empty": []}).to_dict(),
+        TextNode(id_=key, text=text, metadata=metadata, relationships=itself(key)).to_dict()
+        for key, text, metadata in (
+            ("3", "path it.", {"title": "Title 3", "n": 3, "empty": []}),
+            ("4", "open it.", {"n": 4, "empty": []}),
+        )
     ]
     queries = encoder.encode_queries(["a query"], SHOWN)
     hits = store.client.search(queries, 2, {"n": {"$in": [3, 4]}})[0]
     assert [one.score for one in found] == pytest.approx([hit.score for hit in hits], abs=1e-6)
     # Nodes and passages side by side.
     index.insert(Document(id_="d", text="A new document."))
+    index.insert_nodes([TextNode(id_="7b", text="A node without a source.")])
     index.delete_nodes(["3"])
-    index.delete_ref_doc("4")  # a passage was cut from no document
+    query = VectorStoreQuery(queries[0].tolist(), 9, doc_ids=["d", "5", "7b", "none"])
+    assert {one.ref_doc_id for one in store.query(query).nodes or []} == {"d", "5"}
+    index.delete_ref_doc("4")  # a passage is its own document
+    index.delete_ref_doc("7b")  # a node without a source has none
+    assert {"3", "4", "7b"} & {one.node_id for one in store.get_nodes()} == {"7b"}
     assert len(store.client) == len(WORDS)
     assert verify_index(store.folder, encoder.encode_passages).ok
 
@@ -264,6 +280,36 @@ def test_another_model_is_refused(
         EpicVectorStore(place, embedding, fingerprint="x")
     with pytest.raises(InputError, match="embed_model is of type str"):
         EpicVectorStore(place, "epic-mini")  # type: ignore[arg-type]
+
+
+async def test_vectors_of_another_model_are_refused(
+    tmp_path: Path, folder: str, embedding: EpicEmbedding
+) -> None:
+    tiny_encoder("llama").save_pretrained(tmp_path / "llama")
+    other = EpicEmbedding(tmp_path / "llama", task=SHOWN)
+    store = EpicVectorStore(tmp_path / "index", embedding)
+    foreign, ours = (TextNode(id_="x", text="Some text.") for _ in range(2))
+    foreign.embedding = other.get_text_embedding("Some text.")
+    ours.embedding = embedding.get_text_embedding("Some text.")
+    for _ in range(2):
+        with pytest.raises(PassageIndexError, match=r"'x' is not what .* its cosine with that mod"):
+            store.add([foreign])
+        with pytest.raises(PassageIndexError, match="its cosine"):
+            await store.async_add([foreign])
+    with pytest.raises(PassageIndexError, match="its cosine"):
+        made(store, other)
+    assert store.client.manifest is None
+    wide = EpicVectorStore(tmp_path / "wide", MockEmbedding(5, model_name="m"))
+    with pytest.raises(PassageIndexError, match="has 5 dimensions, this one 32"):
+        wide.add([ours])
+    # Once for each store: later ones cost nothing.
+    store.add([ours])
+    assert len(store.client) == 1
+    index = VectorStoreIndex.from_vector_store(
+        EpicVectorStore(tmp_path / "index", embedding), EpicEmbedding(folder, task="how-to")
+    )
+    index.insert(Document(text="Other demonstrations leave passages as they are."))
+    assert len(store.client) == 2
 
 
 def test_the_model_of_a_symmetric_task_is_told_apart(tmp_path: Path, folder: str) -> None:

@@ -15,8 +15,9 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_qdrant import QdrantVectorStore
 from llama_index.core import Document as LlamaDocument
+from llama_index.core import VectorStoreIndex
 
-from epic_retrieval import shared_encoder
+from epic_retrieval import Collection, shared_encoder
 
 INTEGRATIONS = Path(__file__).resolve().parents[2] / "integrations"
 PAGE = (INTEGRATIONS / "MIGRATING.md").read_text(encoding="utf-8")
@@ -47,7 +48,7 @@ def llama_index(_folder: Path) -> dict[str, Any]:
     return {"documents": [LlamaDocument(text=text) for text in TEXTS]}
 
 
-def sentence_transformers(_folder: Path) -> dict[str, Any]:
+def listed(_folder: Path) -> dict[str, Any]:
     return {"texts": TEXTS}
 
 
@@ -72,9 +73,11 @@ def old_qdrant(folder: Path) -> dict[str, Any]:
 GIVEN: dict[str, Callable[[Path], dict[str, Any]]] = {
     "0: langchain_epic": langchain,
     "1: llama_index.core": llama_index,
-    "2: sentence_transformers": sentence_transformers,
-    "3: chromadb": old_chroma,
-    "4: langchain_epic": old_qdrant,
+    "2: langchain_core.documents": listed,
+    "3: pathlib": listed,
+    "4: sentence_transformers": listed,
+    "5: chromadb": old_chroma,
+    "6: langchain_epic": old_qdrant,
 }
 
 
@@ -86,6 +89,9 @@ def nearest(k: int = 3) -> list[str]:
 
 def texts_of(names: dict[str, Any]) -> list[str]:
     """What the code found, in whatever form its framework has."""
+    if "pipeline" in names:  # which indexes, and does not search
+        index = VectorStoreIndex.from_vector_store(names["store"], names["embedding"])
+        return [one.text for one in index.as_retriever(similarity_top_k=3).retrieve(QUESTION)]
     if "found" in names:
         return [getattr(one, "page_content", None) or one.text for one in names["found"]]
     return [TEXTS[row] for row in names["scores"][0].argsort(descending=True)[:3]]
@@ -99,8 +105,24 @@ def test_the_new_code_runs(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     assert texts_of(names) == nearest()
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"), [("2: langchain_core.documents", "articles"), ("3: pathlib", "nodes")]
+)
+def test_indexing_again_doubles_nothing(
+    name: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for texts in (TEXTS, TEXTS, ["Changed.", *TEXTS[1:-1]]):
+        names: dict[str, Any] = {"texts": texts}
+        exec(compile(blocks()[name], name, "exec"), names)  # noqa: S102 (a page of ours)
+        stored = Collection(tmp_path / folder)
+        # Ids alone replace; what is not given again stays.
+        gone = [] if folder == "nodes" else TEXTS[len(texts) :]
+        assert sorted(one.text for one in stored.passages) == sorted([*texts, *gone])
+
+
 def test_all_code_is_python() -> None:
     found = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert len(found) == 10
+    assert len(found) == 12
     for code in found:
         ast.parse(code)

@@ -1,6 +1,6 @@
 """Chroma through LangChain: index once, change the demonstrations later.
 
-    python integrations/examples/databases/chroma_langchain.py NEW_FOLDER
+    python integrations/examples/databases/chroma_langchain.py FOLDER
 
 Needs: pip install 'epic-retrieval[langchain]' langchain-chroma
 """
@@ -76,5 +76,7 @@ def main(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python integrations/examples/databases/chroma_langchain.py FOLDER")
     for name, value in main(Path(sys.argv[1])).items():
         print(name, value)

@@ -1,6 +1,6 @@
 """Qdrant through LangChain: index once, change the demonstrations later.
 
-    python integrations/examples/databases/qdrant_langchain.py NEW_FOLDER
+    python integrations/examples/databases/qdrant_langchain.py FOLDER
 
 Needs: pip install 'epic-retrieval[langchain]' langchain-qdrant
 """
@@ -58,9 +58,10 @@ def main(folder: Path) -> dict[str, Any]:
     embeddings = EpicEmbeddings(task="support-tickets", mode="epic")
     client = QdrantClient(path=str(folder))  # or url="http://..."
     size = len(embeddings.embed_query(MESSAGE))
-    client.create_collection(
-        "articles", vectors_config=VectorParams(size=size, distance=Distance.COSINE)
-    )
+    if not client.collection_exists("articles"):
+        client.create_collection(
+            "articles", vectors_config=VectorParams(size=size, distance=Distance.COSINE)
+        )
     QdrantVectorStore(client, "articles", embeddings).add_documents(documents())
     before = vectors(client)
 
@@ -79,5 +80,7 @@ def main(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python integrations/examples/databases/qdrant_langchain.py FOLDER")
     for name, value in main(Path(sys.argv[1])).items():
         print(name, value)

@@ -1,6 +1,6 @@
 """Qdrant through LlamaIndex: index once, change the demonstrations later.
 
-    python integrations/examples/databases/qdrant_llama_index.py NEW_FOLDER
+    python integrations/examples/databases/qdrant_llama_index.py FOLDER
 
 Needs: pip install 'epic-retrieval[llama-index]' llama-index-vector-stores-qdrant
 """
@@ -83,5 +83,7 @@ def main(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python integrations/examples/databases/qdrant_llama_index.py FOLDER")
     for name, value in main(Path(sys.argv[1])).items():
         print(name, value)
