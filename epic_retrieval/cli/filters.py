@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 from epic_retrieval.errors import InputError
 
 if TYPE_CHECKING:
+    from epic_retrieval.index import Manifest
     from epic_retrieval.index._fields import Form
     from epic_retrieval.index.shards import Shards
     from epic_retrieval.index.where import Condition
 
 # As many of the first passages tell which fields there are.
 _LOOKED_AT = 100
+# Parts of a passage that have columns of their own, if metadata has no such field.
+_NOT_METADATA = ("title", "text")
+_WRITTEN = {"number": "a number", "boolean": "true or false"}
 
 
 def condition_of(where: str | None) -> dict[str, Any] | None:
@@ -58,6 +62,21 @@ def filter_hints(folder: Path, condition: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(hint for hint in hints if hint))
 
 
+def first_fields(folder: Path, manifest: "Manifest") -> list[str]:
+    """Names of metadata of the first passages, sorted; few enough that one shard is looked at.
+
+    Raises:
+        PassageIndexError: The first shard is missing or damaged.
+    """
+    from epic_retrieval.index.shards import Shards
+
+    shards = Shards(folder, manifest.shards[:1], dimension=manifest.dimension)
+    try:
+        return _names(shards)
+    finally:
+        shards.close()
+
+
 def _demands(condition: "Condition") -> Iterator[tuple[str, str]]:
     """(field, type of the value) for each value that a condition names."""
     from epic_retrieval.index.where import ID, Compares, Equals, Every, Not, Some
@@ -86,24 +105,29 @@ def _kind(value: "Form") -> str:
 
 def _hint(shards: "Shards", key: str, kind: str) -> str:
     if not _has(shards, {key: {"$exists": True}}):
-        names = {
-            name
-            for passage in shards.fetch(range(min(_LOOKED_AT, len(shards))))
-            for name in passage.metadata
-        }
-        there = f"there are {', '.join(sorted(names))}" if names else "there is no metadata at all"
+        if key == "id":
+            return 'an id is not among the metadata; to filter by it write "_id"'
+        if key in _NOT_METADATA:
+            return f"a {key} is not among the metadata, and cannot be filtered by"
+        names = _names(shards)
+        there = f"there are {', '.join(names)}" if names else "there is no metadata at all"
         return f'no passage has the field "{key}"; {there}'
     kinds = [name for name, test in _OF_KIND.items() if _has(shards, test(key))]
     if not kinds or kind in kinds:
         return ""
     hint = f'"{key}" holds {" and ".join(f"{name}s" for name in kinds)} only, never a {kind}: '
     if "text" not in kinds:
-        return f"{hint}write the value without quotes"
+        return f"{hint}write {' or '.join(_WRITTEN[name] for name in kinds)}, without quotes"
     types = "bool" if kind == "boolean" else "int (or float)"
     return (
         f"{hint}write the value in quotes to compare texts, or build the index again with "
         f"--types {key}={types}"
     )
+
+
+def _names(shards: "Shards") -> list[str]:
+    looked_at = shards.fetch(range(min(_LOOKED_AT, len(shards))))
+    return sorted({name for passage in looked_at for name in passage.metadata})
 
 
 def _has(shards: "Shards", condition: dict[str, Any]) -> bool:

@@ -198,6 +198,12 @@ def search(
     chosen = None if mode is None else check_mode(mode)
     condition = condition_of(where)
     queries = list(_queries(query))
+    if len(query) > 1 and not any(len(text.split()) > 1 or text == "-" for text in query):
+        typer.echo(
+            f"epic: {len(query)} queries of one word each; if they are one query, put it in "
+            f'quotes: "{" ".join(query)}"',
+            err=True,
+        )
     with PassageIndex.open(folder) as index:
         built_with = index.manifest.encoder
         found = load_task(task or built_with.task or "web-search")

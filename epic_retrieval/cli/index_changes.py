@@ -4,6 +4,7 @@ Parses, calls the library, prints.
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,9 @@ from epic_retrieval.cli.models import (
 from epic_retrieval.errors import InputError
 
 changes_app = typer.Typer()
+
+_OTHER_KINDS = (".json", ".csv", ".tsv", ".parquet", ".gz")
+_LONGEST_LINE = 2**20  # bytes
 
 
 @changes_app.command()
@@ -87,17 +91,26 @@ def delete(
         typer.Argument(help="Ids; - reads them from stdin, one a line.", show_default=False),
     ] = None,
     where: WhereOption = None,
+    everything: Annotated[bool, typer.Option("--all", help="Delete all passages.")] = False,
 ) -> None:
-    """Delete passages by id, or by a condition on their metadata."""
+    """Delete passages by id, by a condition on their metadata, or all of them."""
     from epic_retrieval.index import IndexWriter
     from epic_retrieval.index._words import counted, first_few
+    from epic_retrieval.index.where import demands_nothing, parse
 
     condition = condition_of(where)
-    if (condition is None) == (not ids):
-        raise InputError("give ids, or --where, and not both")
+    if [bool(ids), condition is not None, everything].count(True) != 1:
+        raise InputError("say what to delete: give ids, --where or --all, one of them alone")
+    if condition is not None and demands_nothing(parse(condition)):
+        raise InputError(
+            f"--where {where} matches every passage; say which to delete, such as "
+            '{"lang": "en"}, or delete all with --all'
+        )
     missing: list[str] = []
     with IndexWriter(folder) as writer:
-        if condition is None:
+        if everything:
+            count = writer.clear()
+        elif condition is None:
             wanted = _ids(ids or [])
             missing = writer.missing(wanted)
             count = writer.delete(wanted)
@@ -150,7 +163,8 @@ def tune(
     queries: Annotated[
         Path | None,
         typer.Option(
-            help="Text file with a query a line; by default stored passages stand in.",
+            help="At least 50, a line each, or .jsonl with `query` or `text`; by default stored "
+            "passages stand in.",
             show_default=False,
         ),
     ] = None,
@@ -175,6 +189,19 @@ def tune(
 
 
 def _lines(path: Path) -> list[str]:
+    """Queries of a text file, or of JSON Lines.
+
+    Raises:
+        InputError: The file is neither, or without queries.
+    """
+    kind = path.suffix.lower()
+    if kind in _OTHER_KINDS:
+        raise InputError(
+            f"--queries {path}: expected a text file with a query a line, or .jsonl with the key "
+            "`query` or `text`"
+        )
+    if kind == ".jsonl":
+        return list(_texts(path))
     try:
         found = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -185,6 +212,22 @@ def _lines(path: Path) -> list[str]:
     if not found:
         raise InputError(f"--queries {path}: no queries; expected one a line")
     return found
+
+
+def _texts(path: Path) -> Iterator[str]:
+    from epic_retrieval.index._tables import jsonl_cells
+
+    number = 0
+    for number, cells in jsonl_cells(path, _LONGEST_LINE):
+        text = cells.get("query", cells.get("text"))
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(
+                f"--queries {path}, line {number}: expected the query as text under `query` or "
+                f"`text`; there are {', '.join(cells) or 'no keys'}"
+            )
+        yield text
+    if not number:
+        raise InputError(f"--queries {path}: no queries; expected one a line")
 
 
 def _ids(given: list[str]) -> list[str]:

@@ -20,7 +20,7 @@ from epic_retrieval.cli.models import (
     load_encoder,
     model_named,
 )
-from epic_retrieval.errors import InputError
+from epic_retrieval.errors import InputError, PassageIndexError
 
 if TYPE_CHECKING:
     from epic_retrieval.index import Manifest
@@ -38,7 +38,7 @@ def info(folder: Folder, as_json: JsonOption = False) -> None:
     if as_json:
         typer.echo(json.dumps(asdict(manifest), ensure_ascii=False, indent=2))
     else:
-        typer.echo(_described(manifest))
+        typer.echo(_described(manifest, _fields(folder, manifest)))
 
 
 @checks_app.command()
@@ -115,7 +115,17 @@ def _encode(
     return passage_function(encoder, found, batch_size)
 
 
-def _described(manifest: "Manifest") -> str:
+def _fields(folder: Path, manifest: "Manifest") -> str:
+    from epic_retrieval.cli.filters import first_fields
+
+    try:
+        return ", ".join(first_fields(folder, manifest)) or "-"
+    # All else is told of a damaged index, too; `verify` says what is wrong.
+    except PassageIndexError:
+        return "cannot be read"
+
+
+def _described(manifest: "Manifest", fields: str) -> str:
     from epic_retrieval.index._words import counted
 
     encoder = manifest.encoder
@@ -125,6 +135,7 @@ def _described(manifest: "Manifest") -> str:
     lines = [
         f"corpus       {manifest.corpus or '-'}",
         f"passages     {manifest.count:,}" + (f" ({deleted:,} deleted)" if deleted else ""),
+        f"metadata     {fields}",
         f"dimension    {manifest.dimension}"
         + (f" of {manifest.truncated_from}" if manifest.truncated_from else ""),
         f"kind         {manifest.kind}, {manifest.metric}, {manifest.dtype}",

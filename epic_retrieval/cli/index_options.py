@@ -23,7 +23,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CorpusArgument = Annotated[
     Path,
     typer.Argument(
-        help="JSONL, CSV, TSV or Parquet file, a folder of texts, or a BEIR folder.",
+        help="JSONL, CSV, TSV or Parquet file, a folder of .txt and .md files (YAML front matter "
+        "becomes metadata), or a BEIR folder.",
         show_default=False,
     ),
 ]
@@ -81,7 +82,8 @@ RecallOption = Annotated[
 WhereOption = Annotated[
     str | None,
     typer.Option(
-        help='Only passages whose metadata match, as JSON: {"year": {"$gte": 2000}}.',
+        help='Only passages whose metadata match, as JSON: {"year": {"$gte": 2000}}. Operators: '
+        "$eq $ne $gt $gte $lt $lte $in $nin $exists; $and $or $not; _id is the id.",
         show_default=False,
     ),
 ]

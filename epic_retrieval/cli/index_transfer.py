@@ -31,7 +31,11 @@ def export(
         typer.Option(envvar="QDRANT_API_KEY", help="Of Qdrant's server.", show_default=False),
     ] = None,
 ) -> None:
-    """Write passages, metadata and vectors for other systems; FOLDER may also hold shards."""
+    """Write passages, metadata and vectors for other systems; FOLDER may also hold shards.
+
+    A file is never replaced. In a collection of Qdrant points of the same ids are, so that an
+    export that was stopped is simply run again.
+    """
     from epic_retrieval.cli.progress import counting_bar
     from epic_retrieval.index._words import counted
     from epic_retrieval.index.export import export_parquet

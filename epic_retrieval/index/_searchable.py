@@ -15,6 +15,7 @@ from epic_retrieval.index._swap import size_of
 from epic_retrieval.index.ann import Ann, train_and_add
 from epic_retrieval.index.choice import FLAT, KINDS, Choice, choose
 from epic_retrieval.index.encode import Progress, Stage
+from epic_retrieval.index.exact import Allowed
 from epic_retrieval.index.manifest import FileInfo, SearchInfo, ShardInfo
 from epic_retrieval.index.rows import VectorRows
 from epic_retrieval.index.structure import make
@@ -99,6 +100,7 @@ def make_searchable(
     memory: int,
     target: float,
     report: Reporter,
+    allowed: Allowed | None = None,
 ) -> Searchable:
     """Make a structure over all rows and find its parameters; a run that was stopped goes on.
 
@@ -109,6 +111,7 @@ def make_searchable(
         memory: Bytes to take.
         target: Wished recall.
         report: Is told of every step.
+        allowed: (len(rows),) bool: the rows that are alive, on which recall is measured.
 
     Raises:
         InputError: It cannot be made of these rows, or not in so much memory.
@@ -127,7 +130,7 @@ def make_searchable(
         report("measuring", len(trials), None)
 
     report("measuring", 0, None)
-    tuned = tune(rows, ann, target=target, progress=tried)
+    tuned = tune(rows, ann, target=target, allowed=allowed, progress=tried)
     report("measuring", len(trials), len(trials), note=str(tuned))
     info = SearchInfo(
         name=f"x-{secrets.token_hex(8)}",

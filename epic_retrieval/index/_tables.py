@@ -140,7 +140,8 @@ def parquet_cells(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise MissingExtraError(
-            f'{path}: reading Parquet needs pyarrow: pip install "epic-retrieval[parquet]"'
+            f"{path}: reading Parquet needs pyarrow. In epic-retrieval's source folder run "
+            'pip install ".[parquet]".'
         ) from error
     number = 0
     try:

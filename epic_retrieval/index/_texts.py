@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from epic_retrieval.errors import InputError
+from epic_retrieval.index._front_matter import front_matter
 from epic_retrieval.index._tables import decoded, reading
-from epic_retrieval.index.passage import Passage
+from epic_retrieval.index.passage import JSON, Passage
 
 _BORDER = re.compile(r"\r?\n(?:[ \t]*\r?\n)+")
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*?)(?:[ \t]+#*)?[ \t]*\r?")
@@ -38,16 +39,22 @@ def text_files(root: Path) -> list[str]:
 
 
 def text_passages(root: Path, name: str, passage_chars: int) -> list[Passage]:
-    """The passages of one file; none when the file is blank."""
+    """The passages of one file; none when the file is blank but for front matter."""
     path = root / name
     with reading(path):
         text = decoded(path.read_bytes(), path)
-    title = _heading(text) if name.lower().endswith(".md") else ""
+    title = ""
+    metadata: dict[str, JSON] = {}
+    if name.lower().endswith(".md"):
+        title, metadata, length = front_matter(text)
+        text = text[length:]
+        title = title or _heading(text)
     parts = list(split_text(text, passage_chars))
+    metadata["path"] = name
     if len(parts) == 1:
-        return [_passage(path, name, parts[0], title, {"path": name})]
+        return [_passage(path, name, parts[0], title, metadata)]
     return [
-        _passage(path, f"{name}#{part}", piece, title, {"path": name, "part": part})
+        _passage(path, f"{name}#{part}", piece, title, {**metadata, "part": part})
         for part, piece in enumerate(parts, start=1)
     ]
 
@@ -108,7 +115,7 @@ def _heading(text: str) -> str:
 
 
 def _passage(
-    path: Path, passage_id: str, text: str, title: str, metadata: dict[str, str | int]
+    path: Path, passage_id: str, text: str, title: str, metadata: dict[str, JSON]
 ) -> Passage:
     try:
         return Passage(passage_id, text, title, metadata)

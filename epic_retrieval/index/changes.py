@@ -212,7 +212,9 @@ class Changes:
         layout = self.present.layout
         # Before hours are spent on copies.
         room = memory or self._limits.memory or default_memory()
-        rows = layout.count if width < former.dimension else layout.rows
+        # A narrower copy leaves out deleted rows; an index without others gets no structure.
+        copied = width < former.dimension or not layout.count
+        rows = layout.count if copied else layout.rows
         check_kind(kind, rows, width, room)
         with self.present.safely():
             if width < former.dimension:

@@ -69,10 +69,12 @@ def choose(kind: str, rows: int, dimension: int, memory: int) -> Choice:
     if kind == "hnsw":
         return _choice(_GRAPH, f"{size}: a graph, as asked for", rows, dimension, memory)
     codes = {"ivf": FLAT, "ivf-sq8": "SQ8"}.get(kind)
-    lists = _lists(rows, dimension, memory) or "IVF1"
+    enough = _lists(rows, dimension, memory)
+    lists = enough or "IVF1"
     factory = f"{lists},{codes}" if codes else _product(lists, rows, dimension, memory)
     if rows < needed_rows(make(factory, dimension)):
-        return _flat(f"{size}: too few for inverted lists, so exact search")
+        lacking = "product codes" if enough and not codes else "inverted lists"
+        return _flat(f"{size}: too few for {lacking}, so exact search")
     return _choice(factory, f"{size}: inverted lists, as asked for", rows, dimension, memory)
 
 

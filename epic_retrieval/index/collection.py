@@ -20,12 +20,13 @@ from epic_retrieval.index._finding import checked_count
 from epic_retrieval.index._lock import LockHeldError
 from epic_retrieval.index._shard_folder import Encode
 from epic_retrieval.index._vectors import Vectors
+from epic_retrieval.index._words import counted
 from epic_retrieval.index.build import build_index
-from epic_retrieval.index.manifest import MANIFEST, EncoderInfo, Manifest
+from epic_retrieval.index.manifest import MANIFEST, EncoderInfo, Manifest, read_manifest
 from epic_retrieval.index.passage import Passage
 from epic_retrieval.index.search import Hit, PassageIndex, Where
 from epic_retrieval.index.where import Condition, parse
-from epic_retrieval.index.writer import IndexWriter, Updated
+from epic_retrieval.index.writer import IndexWriter, Updated, checked_demand
 
 # Changes whenever the manifest is replaced: its times, its inode, its size.
 _State: TypeAlias = tuple[int, int, int, int]
@@ -126,6 +127,18 @@ class Collection:
         index = self.snapshot()
         return 0 if index is None else len(index)
 
+    def __repr__(self) -> str:
+        # Opens nothing and waits for nobody: it may be asked for in the midst of anything.
+        held = "no index yet"
+        if _state(self._folder) is not None:
+            try:
+                manifest = read_manifest(self._folder)
+                held = f"{counted(manifest.count, 'passage')}, {manifest.kind}"
+            except PassageIndexError:
+                held = "damaged"
+        closed = ", closed" if self._closed else ""
+        return f"Collection({str(self._folder)!r}, {held}{closed})"
+
     @property
     def passages(self) -> Iterator[Passage]:
         """All passages in the order of their rows, as they are when the first one is asked for."""
@@ -190,12 +203,22 @@ class Collection:
         return self._change(lambda writer: writer.delete(ids))
 
     def delete_where(self, condition: Where) -> int:
-        """Delete the passages that match a condition on their metadata.
+        """Delete the passages that match a condition on their metadata, which is not empty.
 
         Returns:
             How many did.
         """
-        return self._change(lambda writer: writer.delete_where(condition))
+        # What is wrong is wrong before there is anything, too.
+        parsed = checked_demand(condition)
+        return self._change(lambda writer: writer.delete_where(parsed))
+
+    def clear(self) -> int:
+        """Delete all passages; the folder keeps its encoder.
+
+        Returns:
+            How many there were.
+        """
+        return self._change(lambda writer: writer.clear())
 
     def compact(self) -> None:
         """Drop for good what was deleted, and join small shards; see `IndexWriter.compact`."""

@@ -45,9 +45,12 @@ def read_corpus(
 
     A folder with `corpus.jsonl` or `corpus.jsonl.gz` is read as BEIR lays it out. Any other
     folder: its `.txt` and `.md` files, hidden ones left out, in the order of their relative posix
-    paths, which are the ids. The title of an `.md` file is its first heading. A longer file is
-    cut at paragraph borders into passages of at most `passage_chars` characters, called `path#1`,
-    `path#2`, ...; metadata holds `path`, and `part` for those.
+    paths, which are the ids. The title of an `.md` file is its first heading. If such
+    a file begins with front matter (YAML between two lines of `---`), that is no part of the text:
+    its `title` is the title, and fields with a scalar or a list of scalars become metadata, dates
+    as ISO texts. A longer file is cut at paragraph borders into passages of at most
+    `passage_chars` characters, called `path#1`, `path#2`, ...; metadata holds `path`, and `part`
+    for those.
 
     Ids are kept in memory while reading, to find duplicates.
 

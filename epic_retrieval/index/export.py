@@ -50,10 +50,10 @@ def to_arrow(
         PassageIndexError: A file is missing or damaged; also while reading.
         MissingExtraError: pyarrow is not installed.
     """
-    arrow = _load_pyarrow()
     if rows_at_once < 1:
         raise InputError(f"rows_at_once is {rows_at_once}: expected at least 1.")
     with open_source(folder, check=False) as source:
+        arrow = _load_pyarrow()
         schema = _schema(arrow, source)
 
     def batches() -> Iterator["pa.RecordBatch"]:
@@ -92,12 +92,11 @@ def export_parquet(
         The number of passages.
 
     Raises:
-        InputError: There is something at `path`, or its name ends in something else, or `folder`
-            is not as described.
+        InputError: There is something at `path`, or no folder for it, or its name ends in
+            something else, or `folder` is not as described.
         PassageIndexError: A file is missing or damaged, or writing failed (a full disk).
         MissingExtraError: pyarrow is not installed.
     """
-    arrow = _load_pyarrow()
     path = Path(path)
     if rows_per_file is not None and rows_per_file < 1:
         raise InputError(f"rows_per_file is {rows_per_file}: expected at least 1.")
@@ -106,11 +105,23 @@ def export_parquet(
             f"{path}: expected a file name that ends in .parquet, by which other programs know "
             f"what it is, such as {path.stem or 'out'}.parquet."
         )
-    with (
-        open_source(folder, check=check) as source,
-        source.open() as shards,
-        _aside(path) as fresh,
-    ):
+    with _aside(path) as fresh:
+        # What is wrong with the folder is said before a library is asked for.
+        with open_source(folder, check=False):
+            arrow = _load_pyarrow()
+        return _write(arrow, folder, fresh, rows_per_file, check=check, progress=progress)
+
+
+def _write(
+    arrow: Any,  # noqa: ANN401 (a module)
+    folder: str | Path,
+    fresh: Path,
+    rows_per_file: int | None,
+    *,
+    check: bool,
+    progress: Told | None,
+) -> int:
+    with open_source(folder, check=check) as source, source.open() as shards:
         schema = _schema(arrow, source)
         files = _Files(fresh, schema, rows_per_file)
         try:
@@ -232,7 +243,6 @@ def _aside(path: Path) -> Iterator[Path]:
     fresh = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
         _check_free(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield fresh
         for file in [*fresh.iterdir()] if fresh.is_dir() else []:
             sync(file)
@@ -254,6 +264,8 @@ def _aside(path: Path) -> Iterator[Path]:
 
 
 def _check_free(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent}: no such folder; make it first, or choose another path.")
     if path.exists() or path.is_symlink():
         raise InputError(f"{path} exists: choose another path, or remove it first.")
 
@@ -263,6 +275,7 @@ def _load_pyarrow() -> Any:  # noqa: ANN401 (a module without types)
         import pyarrow as pa
     except ImportError as error:
         raise MissingExtraError(
-            f'Arrow and Parquet need pyarrow ({error}): pip install "epic-retrieval[parquet]"'
+            f"Arrow and Parquet need pyarrow ({error}). In epic-retrieval's source folder run "
+            'pip install ".[parquet]".'
         ) from error
     return pa

@@ -159,7 +159,8 @@ def _client(location: str | Path, api_key: str | None) -> Iterator["QdrantClient
         from qdrant_client import QdrantClient
     except ImportError as error:
         raise MissingExtraError(
-            f'Export to Qdrant needs qdrant-client ({error}): pip install "epic-retrieval[qdrant]"'
+            f"Export to Qdrant needs qdrant-client ({error}). In epic-retrieval's source folder "
+            'run pip install ".[qdrant]".'
         ) from error
     with _talking(location):
         if str(location).startswith(("http://", "https://")):
@@ -173,6 +174,9 @@ def _client(location: str | Path, api_key: str | None) -> Iterator["QdrantClient
         elif "://" in str(location):
             raise InputError(f'{location}: expected "http://...", "https://..." or a folder.')
         else:
+            parent = Path(location).parent
+            if not parent.is_dir():
+                raise InputError(f"{parent}: no such folder; make it first, or choose another.")
             client = QdrantClient(path=str(location))
     try:
         yield client

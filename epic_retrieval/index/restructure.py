@@ -58,20 +58,30 @@ class Structures:
             OSError: Writing failed.
         """
         memory, count = self._memory(), self.layout.rows
-        choice = choose(kind, max(count, 1), self.dimension, memory)
-        self.report("choosing", count, count, note=choice_text(choice))
-        if choice.factory == FLAT or not count:
+        if not self.layout.count:
+            self.report("choosing", 0, 0, note="The index is empty: search is exact.")
+            return None
+        choice = choose(kind, count, self.dimension, memory)
+        gone = len(self.layout.deleted)
+        # Deleted rows are in the structure, too.
+        dead = f" Deleted among them: {gone:,}; compacting drops these." if gone else ""
+        self.report("choosing", count, count, note=choice_text(choice) + dead)
+        if choice.factory == FLAT:
             return None
         self._check_vectors()
         place = folder_for(self.scratch, choice, self.layout.shards)
         with self._open() as shards:
             made = make_searchable(
-                shards, choice, place, memory=memory, target=target, report=self.report
+                shards,
+                choice,
+                place,
+                memory=memory,
+                target=target,
+                report=self.report,
+                allowed=self._alive(count),
             )
             self._put(made.file, made.info)
-            if not len(self.layout.deleted):
-                return made.info
-            return self._tuned(shards, made.info, target, None)[0]
+            return made.info
 
     def filled(self, former: SearchInfo, *, keep_rows: bool) -> SearchInfo:
         """The same structure over these rows, not trained again, its recall measured again.
@@ -168,12 +178,16 @@ class Structures:
         """The structure, and which of its rows are alive; None if all are."""
         path = self.folder / SEARCH / info.name / INDEX
         ann = Ann.read(path, info.factory, info.rows, self.dimension, mmap=True)
-        gone = self.layout.deleted[: np.searchsorted(self.layout.deleted, info.rows)]
+        return ann, self._alive(info.rows)
+
+    def _alive(self, rows: int) -> Allowed | None:
+        """Which of the first rows count; None if all do."""
+        gone = self.layout.deleted[: np.searchsorted(self.layout.deleted, rows)]
         if not len(gone):
-            return ann, None
-        alive = np.ones(info.rows, dtype=np.bool_)
+            return None
+        alive = np.ones(rows, dtype=np.bool_)
         alive[gone] = False
-        return ann, alive
+        return alive
 
     def _put(self, made: Path, info: SearchInfo) -> None:
         place_file(made, self.folder / SEARCH / info.name / INDEX)

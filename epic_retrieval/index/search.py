@@ -19,6 +19,7 @@ from epic_retrieval.index._finding import best_rows, checked_count, checked_para
 from epic_retrieval.index._open import View, open_view
 from epic_retrieval.index._shard_folder import truncated
 from epic_retrieval.index._vectors import Vectors, checked_vectors
+from epic_retrieval.index._words import counted
 from epic_retrieval.index.generations import Reading, reading
 from epic_retrieval.index.manifest import EncoderInfo, Manifest, read_manifest
 from epic_retrieval.index.passage import JSON, Passage
@@ -102,6 +103,20 @@ class PassageIndex:
     def __len__(self) -> int:
         return self._manifest.count
 
+    def __contains__(self, passage_id: object) -> bool:
+        """Whether there is a passage with this id."""
+        view = self._opened()
+        if not isinstance(passage_id, str):
+            return False
+        # Half a surrogate pair is in no id.
+        known = passage_id.encode(errors="ignore").decode() == passage_id
+        return known and bool(view.shards.find([passage_id], view.deleted))
+
+    def __repr__(self) -> str:
+        held = f"{counted(self._manifest.count, 'passage')}, {self._manifest.kind}"
+        closed = ", closed" if self._view is None else ""
+        return f"PassageIndex({str(self._folder)!r}, {held}{closed})"
+
     def check_encoder(self, encoder: EncoderInfo) -> None:
         """Make sure that queries of this encoder can be compared with the passages.
 
@@ -134,7 +149,8 @@ class PassageIndex:
                 keeps less of each vector than the encoder gives, both widths will do.
             k: At least 1; more than there are passages gives all.
             where: Only passages whose metadata match are found; see
-                `epic_retrieval.index.where.parse` for how to write it.
+                `epic_retrieval.index.where.parse` for how to write it. A field that no passage
+                has, or a value of another type than those there, is no error and finds nothing.
             parameters: Replace those stored with the index: "nprobe" or "efSearch", how far the
                 search structure looks, and "candidates", how many of its proposals are scored.
 

@@ -17,6 +17,8 @@ __all__ = ["Trial", "Tuned", "recall_of", "tune"]
 
 # What gets slower than the fastest by this much is followed no further.
 _HOPELESS = 1.5
+# The spread between fewer queries says little of others.
+_TELLING = 50
 # Less gain of time than this may be chance.
 _WORTH = 0.95
 
@@ -34,7 +36,8 @@ class Tuned:
         queries: How many were asked.
         made: Whether these were made-up, from stored vectors.
         least: What the recall of other such queries falls below once in 20 times, or less often:
-            the parameters are the fastest for which it reaches the target.
+            the parameters are the fastest for which it reaches the target. Fewer than 50 queries
+            are too few to rely on it.
         trials: All that was tried.
     """
 
@@ -57,6 +60,8 @@ class Tuned:
         chosen = ", ".join(f"{name} {value}" for name, value in self.parameters.items())
         missed = "" if self.reached else f", short of {self.target:g}: the best that was found"
         least = f" (with 95 % confidence at least {max(self.least, 0.0):.3f})"
+        if self.queries < _TELLING:
+            least = f" (of fewer than {_TELLING} queries, which says little of others)"
         asked = "queries made from stored vectors" if self.made else "queries"
         return (
             f"{chosen}: recall@{self.k} {self.recall:.3f}{least}{missed}, "

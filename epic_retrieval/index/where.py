@@ -112,6 +112,11 @@ def parse(condition: object) -> Condition:
     return _condition(condition, ())
 
 
+def demands_nothing(condition: Condition) -> bool:
+    """Whether every passage matches for want of a demand, as with {} or {"$and": [{}]}."""
+    return isinstance(condition, Every) and all(map(demands_nothing, condition.parts))
+
+
 def mask(condition: Condition, fields: Fields) -> Mask:
     """For each row, (rows,), whether the condition holds."""
     match condition:

@@ -19,6 +19,7 @@ from epic_retrieval.index._differences import encoder_differences, incomparable
 from epic_retrieval.index._searchable import Report
 from epic_retrieval.index._shard_folder import Encode
 from epic_retrieval.index._vectors import Vectors
+from epic_retrieval.index._words import counted
 from epic_retrieval.index.changes import Changes, Limits
 from epic_retrieval.index.generations import writing
 from epic_retrieval.index.incoming import Incoming
@@ -26,7 +27,7 @@ from epic_retrieval.index.manifest import EncoderInfo, Manifest, read_manifest
 from epic_retrieval.index.passage import JSON, Passage
 from epic_retrieval.index.rows import Rows
 from epic_retrieval.index.tune import Tuned
-from epic_retrieval.index.where import Condition
+from epic_retrieval.index.where import Condition, demands_nothing, parse
 
 _IDS_AT_ONCE = 10_000
 
@@ -116,6 +117,15 @@ class IndexWriter:
     def manifest(self) -> Manifest:
         """What the index holds now."""
         return self._entered().present.manifest
+
+    def __repr__(self) -> str:
+        if self._changes is None:
+            return f"IndexWriter({str(self._folder)!r}, not open)"
+        manifest = self._changes.present.manifest
+        return (
+            f"IndexWriter({str(self._folder)!r}, {counted(manifest.count, 'passage')}, "
+            f"{manifest.kind})"
+        )
 
     def __len__(self) -> int:
         """Number of passages."""
@@ -232,7 +242,8 @@ class IndexWriter:
         """Delete the passages that match a condition on their metadata.
 
         Args:
-            condition: As `epic_retrieval.index.where.parse` describes.
+            condition: As `epic_retrieval.index.where.parse` describes, but it demands something:
+                to delete everything there is `clear`.
 
         Returns:
             How many were deleted.
@@ -242,8 +253,22 @@ class IndexWriter:
             PassageIndexError: Writing failed, as on a full disk.
         """
         changes = self._open()
-        matches = changes.present.shards.where(condition)
+        parsed = checked_demand(condition)
+        matches = changes.present.shards.where(parsed)
         return self._deleted(changes, np.setdiff1d(matches, changes.present.layout.deleted))
+
+    def clear(self) -> int:
+        """Delete all passages; the index keeps its encoder.
+
+        Returns:
+            How many were deleted.
+
+        Raises:
+            PassageIndexError: Writing failed, as on a full disk.
+        """
+        changes = self._open()
+        layout = changes.present.layout
+        return self._deleted(changes, np.setdiff1d(np.arange(layout.rows), layout.deleted))
 
     def compact(self, progress: Report | None = None) -> Manifest:
         """Drop what was deleted, and merge small shards.
@@ -297,8 +322,8 @@ class IndexWriter:
         Args:
             target: Wished recall, over 0, at most 1.
             queries: (n, dimension) float32, rows of length 1: queries as they will be asked; of
-                an index that keeps less of each vector, the full width will do. None takes stored
-                vectors, to which others are nearer.
+                an index that keeps less of each vector, the full width will do; fewer than 50
+                say little of others. None takes stored vectors, moved away from their places.
 
         Raises:
             InputError: Queries or target are not as described; or search is exact anyway.
@@ -342,7 +367,8 @@ class IndexWriter:
     def _entered(self) -> Changes:
         if self._changes is None:
             raise PassageIndexError(
-                f"{self._folder}: this writer holds no lock. Use it in a `with` block."
+                f"{self._folder}: this writer is not open, and holds no lock. Use it in a `with` "
+                "block: `with IndexWriter(folder) as writer: ...`."
             )
         return self._changes
 
@@ -368,6 +394,21 @@ def check_encoder(folder: Path, manifest: Manifest, encoder: EncoderInfo) -> Non
     whole = replace(built, dimension=full)
     if encoder_differences(whole, encoder):
         raise PassageIndexError(incomparable(folder, whole, encoder))
+
+
+def checked_demand(condition: Mapping[str, JSON] | Condition) -> Condition:
+    """A condition that says what to delete, as a tree.
+
+    Raises:
+        InputError: It is not as `parse` describes, or demands nothing, so that all would go.
+    """
+    parsed = condition if isinstance(condition, Condition) else parse(condition)
+    if demands_nothing(parsed):
+        raise InputError(
+            "The condition is empty, which every passage matches: say which to delete, such as "
+            '{"lang": "en"}, or use clear() to delete all.'
+        )
+    return parsed
 
 
 def _checked_ids(ids: Iterable[str]) -> Iterator[list[str]]:

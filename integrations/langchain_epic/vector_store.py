@@ -201,7 +201,7 @@ class EpicVectorStore(Searching):
                 raise InputError("got both ids and a filter; expected one of them")
             self.collection.delete(as_list(ids, "ids"))
         elif not by_condition:
-            self.collection.delete_where({})
+            self.collection.clear()
         elif condition is None or condition == {}:
             raise InputError(
                 f"filter is {condition}, which would delete everything; call delete() without"

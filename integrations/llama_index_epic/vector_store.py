@@ -218,7 +218,7 @@ class EpicVectorStore(BasePydanticVectorStore):
         """Delete all nodes, for good; the folder remembers its model and dimensions."""
         if self.client.snapshot() is not None:
             with self.client.writing() as writer:
-                writer.delete_where({})
+                writer.clear()
                 writer.compact()
             # Opened again, it lets go of the files of before, which may then be removed.
             self.client.snapshot()

@@ -66,6 +66,18 @@ def test_search_as_json_agrees_with_the_library(folder: Path, tiny_encoder_folde
         assert {hit["id"]: hit["metadata"] for hit in line["hits"]}["a"] == {"source": "zoo"}
 
 
+def test_words_without_quotes_are_told(folder: Path) -> None:
+    done = run(app, ["index", "search", str(folder), "who", "barks?"])
+    assert (
+        'epic: 2 queries of one word each; if they are one query, put it in quotes: "who bar'
+        in (done.stderr)
+    )
+    for queries in (["barking"], ["who barks?", "sleep"], ["-", "one"]):
+        done = run(app, ["index", "search", str(folder), *queries], input="two\n")
+        assert done.exit_code == 0
+        assert "quotes" not in done.stderr
+
+
 def test_search_reads_queries_from_stdin(folder: Path) -> None:
     done = run(app, ["index", "search", str(folder), "-", "--json"], input="one\n\n two \r\n")
     assert [json.loads(line)["query"] for line in done.stdout.splitlines()] == ["one", " two "]
@@ -113,6 +125,7 @@ def test_a_symmetric_index_remembers_its_task(
 def test_info(folder: Path, tiny_encoder_folder: Path) -> None:
     shown = run(app, ["index", "info", str(folder)]).stdout
     assert "animals.jsonl" in shown
+    assert "metadata     source\n" in shown
     assert str(tiny_encoder_folder) in shown
     manifest = json.loads(run(app, ["index", "info", str(folder), "--json"]).stdout)
     assert (manifest["count"], manifest["encoder"]["dimension"]) == (3, 32)
@@ -187,13 +200,18 @@ def test_an_index_is_added_to_changed_and_compacted(
     assert found(out) == {"c", "d"}
     assert "2 (" not in run(app, ["index", "info", str(out)]).stdout
     assert run(app, ["index", "verify", str(out)]).exit_code == 0
+    assert "2 passages deleted" in run(app, ["index", "delete", str(out), "--all"]).stdout
+    assert found(out) == set()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "not both"),
-        (["a", "--where", "{}"], "not both"),
+        ([], "give ids, --where or --all"),
+        (["a", "--where", '{"a": 1}'], "one of them alone"),
+        (["a", "--all"], "one of them alone"),
+        (["--where", "{}"], "delete all with --all"),
+        (["--where", '{"$and": [{}]}'], "delete all with --all"),
         (["--where", "{"], "no JSON"),
         (["--where", "[]"], "expected an object"),
         (["--where", '{"a": {"$regex": "x"}}'], "operator"),
@@ -220,9 +238,47 @@ def test_another_kind_is_made_from_the_stored_vectors(model: list[str], tmp_path
     assert found(out) == exact
     queries = tmp_path / "queries.txt"
     queries.write_text("number one\n\nnumber two\n")
-    done = run(app, ["index", "tune", str(out), "--queries", str(queries), "--recall", "0.9"])
+    lines = written(tmp_path / "queries.jsonl", {"text": "number one"}, {"query": "number two"})
+    for path in (queries, lines):
+        done = run(app, ["index", "tune", str(out), "--queries", str(path), "--recall", "0.9"])
+        assert done.exit_code == 0, done.output
+        assert "recall" in done.stdout
+        assert "(2 queries)" in done.stdout
+    other = written(tmp_path / "other.jsonl", {"question": "number one"})
+    done = run(app, ["index", "tune", str(out), "--queries", str(other)])
+    assert "line 1: expected the query as text under `query` or `text`; there are question" in str(
+        done.exception
+    )
+    done = run(app, ["index", "tune", str(out), "--queries", str(tmp_path / "queries.csv")])
+    assert "expected a text file with a query a line" in str(done.exception)
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "IVF4,Flat", "ivf-pq"])
+def test_an_empty_index_is_searched_exactly(model: list[str], tmp_path: Path, kind: str) -> None:
+    few = written(tmp_path / "few.jsonl", {"text": "One."}, {"text": "Two."})
+    out = str(tmp_path / "index")
+    assert run(app, ["index", "build", str(few), "--out", out, *model]).exit_code == 0
+    assert run(app, ["index", "delete", out, "--all"]).exit_code == 0
+    for _ in range(2):
+        done = run(app, ["index", "rebuild", out, "--kind", kind])
+        assert done.exit_code == 0, done.output
+        assert "The index is empty: search is exact." in done.stderr
+        assert done.stdout.startswith("0 passages in")
+        assert run(app, ["index", "compact", out]).exit_code == 0
+
+
+def test_recall_is_told_once_of_what_is_alive(model: list[str], tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"id": str(i), "text": f"Passage {i}."} for i in range(60)]
+    many = written(tmp_path / "many.jsonl", *rows)
+    out = str(tmp_path / "index")
+    assert run(app, ["index", "build", str(many), "--out", out, *model]).exit_code == 0
+    assert run(app, ["index", "delete", out, "7"]).exit_code == 0
+    done = run(app, ["index", "rebuild", out, "--kind", "hnsw"])
     assert done.exit_code == 0, done.output
-    assert "recall" in done.stdout
+    assert "Deleted among them: 1;" in done.stderr
+    assert "(59 queries made from stored vectors)" in done.stderr
+    told = done.stderr.partition("recall@10 ")[2].split()[0]
+    assert done.stdout.endswith(f"recall@10 {told}\n")
 
 
 def test_shards_are_encoded_merged_and_exported(

@@ -70,7 +70,9 @@ def test_types_are_read() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("hints") / "index"
     rows = [
-        Passage("a", "x", metadata={"year": "2001", "n": 1, "ok": "true", "mixed": 1}),
+        Passage(
+            "a", "x", metadata={"year": "2001", "n": 1, "ok": "true", "mixed": 1, "free": True}
+        ),
         Passage("b", "y", metadata={"year": "1999", "n": 2, "ok": "false", "mixed": "1"}),
     ]
     build_index(rows, encode, out, encoder=ENCODER)
@@ -83,10 +85,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"year": {"$gte": 2000}}, ['"year" holds texts only, never a number.*--types year=int']),
         ({"$or": [{"n": 1}, {"year": {"$nin": [2001]}}]}, ['"year" holds texts only']),
         ({"ok": True}, ['"ok" holds texts only, never a boolean.*--types ok=bool']),
-        ({"n": "1"}, ['"n" holds numbers only, never a text: write the value without quotes']),
-        ({"yaer": 1}, ['no passage has the field "yaer"; there are mixed, n, ok, year']),
+        ({"n": "1"}, ['"n" holds numbers only, never a text: write a number, without quotes']),
+        ({"yaer": 1}, ['no passage has the field "yaer"; there are free, mixed, n, ok, year']),
         ({"year": "2001", "n": {"$lt": 0}, "mixed": 5, "_id": "a", "n.x": None}, []),
         ({"mixed": "5"}, []),
+        ({"free": 1}, ['"free" holds booleans only, never a number: write true or false, without']),
+        ({"free": "true"}, ["write true or false, without quotes"]),
+        ({"n": True}, ["write a number, without quotes"]),
+        ({"id": "a"}, ['an id is not among the metadata; to filter by it write "_id"']),
+        ({"title": "x", "text": {"$gt": "a"}}, ["a title is not", "a text is not among the meta"]),
     ],
 )
 def test_a_filter_that_can_match_nothing_is_told(

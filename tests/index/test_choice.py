@@ -77,7 +77,9 @@ def test_too_few_rows_for_lists_are_searched_exactly(kind: str, rows: int) -> No
 
 
 def test_too_few_rows_for_product_codes_are_searched_exactly() -> None:
-    assert choose("ivf-pq", 623, 16, GIB).factory == "Flat"
+    few = choose("ivf-pq", 623, 16, GIB)
+    assert few.factory == "Flat"
+    assert "too few for product codes" in few.why
     assert choose("ivf-pq", 624, 16, GIB).factory == "IVF16,PQ8x4fs"
 
 

@@ -30,7 +30,7 @@ def test_a_folder_that_does_not_exist_is_empty(tmp_path: Path) -> None:
         assert found.search(QUERY, 3, where={"n": 1}) == [[]]
         assert found.search(QUERY[:0], 3) == []
         assert (found.get(["d1"]), list(found.passages)) == ({}, [])
-        assert (found.delete(["d1"]), found.delete_where({})) == (0, 0)
+        assert (found.delete(["d1"]), found.clear()) == (0, 0)
         assert found.add([], encode) == 0
         assert found.update(iter([]), encode) == (0, 0)
         found.compact()
@@ -38,6 +38,8 @@ def test_a_folder_that_does_not_exist_is_empty(tmp_path: Path) -> None:
             found.search(QUERY, 0)
         with pytest.raises(InputError, match="no such operator"):
             found.search(QUERY, 1, where={"n": {"$near": 1}})
+        with pytest.raises(InputError, match=r"use clear\(\) to delete all"):
+            found.delete_where({})
         with pytest.raises(PassageIndexError, match="no such folder"), found.writing():
             pass
         assert not folder.parent.exists()
@@ -68,9 +70,12 @@ def test_every_change_is_seen_at_once(tmp_path: Path) -> None:
 
 def test_all_may_go_and_others_come(tmp_path: Path) -> None:
     found = Collection(tmp_path / "i", ENCODER)
+    shown = f"Collection({str(tmp_path / 'i')!r}, "
+    assert repr(found) == f"{shown}no index yet)"
     for _ in range(2):
         found.update(passages(3), encode)
-        assert found.delete_where({}) == 3
+        assert repr(found) == f"{shown}3 passages, Flat)"
+        assert found.clear() == 3
         assert (len(found), found.search(QUERY, 3), list(found.passages)) == (0, [[]], [])
     found.compact()
     assert found.manifest is not None
@@ -97,7 +102,7 @@ def test_a_snapshot_stays_as_it_is(tmp_path: Path) -> None:
     assert before is found.snapshot()
     rest = found.passages
     first = next(rest)
-    found.delete_where({})
+    found.clear()
     found.compact()
     assert (len(before), len(found)) == (5, 0)
     assert [first, *rest] == list(before.passages) == passages(5)

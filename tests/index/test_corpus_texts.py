@@ -5,6 +5,7 @@ import pytest
 from epic_retrieval.errors import InputError
 from epic_retrieval.index import Passage, read_corpus
 from epic_retrieval.index._texts import split_text
+from epic_retrieval.index.passage import JSON
 
 
 def write(root: Path, **files: str | bytes) -> Path:
@@ -44,6 +45,56 @@ def test_long_files_are_split(tmp_path: Path) -> None:
         Passage("long.md#2", "Two two.", "Title", {"path": "long.md", "part": 2}),
         Passage("long.md#3", "Three three three.", "Title", {"path": "long.md", "part": 3}),
     ]
+
+
+def test_front_matter_becomes_title_and_metadata(tmp_path: Path) -> None:
+    head = "---\ntitle: 'On: cats'\ndate: 2024-05-06\ntags: [a, 2, {b: c}]\ndraft: false\n"
+    head += "path: /elsewhere\nnested: {x: 1}\nempty:\nscore: .nan\n1: one\n# comment\n---\n"
+    write(
+        tmp_path,
+        a_md=f"{head}\n# Heading\n\nBody.\n\n---\nMore.",
+        b_md="\ufeff---\r\nlang: de\r\n---\r\n# Heading\r\nBody.",
+        c_txt="---\nlang: de\n---\nBody.",
+    )
+    metadata: dict[str, JSON] = {
+        "date": "2024-05-06",
+        "tags": ["a", 2],
+        "draft": False,
+        "path": "a.md",
+    }
+    body = "# Heading\n\nBody.\n\n---\nMore."
+    assert list(read_corpus(tmp_path)) == [
+        Passage("a.md", body, "On: cats", metadata),
+        Passage("b.md", "# Heading\r\nBody.", "Heading", {"lang": "de", "path": "b.md"}),
+        Passage("c.txt", "---\nlang: de\n---\nBody.", "", {"path": "c.txt"}),
+    ]
+    first, second, *_ = read_corpus(tmp_path, passage_chars=18)
+    assert (first.id, first.title, first.metadata) == ("a.md#1", "On: cats", metadata | {"part": 1})
+    assert second.metadata == metadata | {"part": 2}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\nA line, then another.\n---\nBody.",
+        "---\nkey: [open\n---\nBody.",
+        "---\ndate: 2024-13-45\n---\nBody.",
+        "---\nkey: no end\nBody.",
+        "---\n---\nBody.",
+        "Text first.\n---\nkey: value\n---",
+        "----\nkey: value\n----\nBody.",
+    ],
+)
+def test_what_is_no_front_matter_stays_text(tmp_path: Path, text: str) -> None:
+    write(tmp_path, a_md=text)
+    assert list(read_corpus(tmp_path)) == [Passage("a.md", text, "", {"path": "a.md"})]
+
+
+def test_a_file_of_front_matter_alone_has_no_text(tmp_path: Path) -> None:
+    write(tmp_path, a_md="---\ntitle: Alone\n---\n", b_md="Text.")
+    with pytest.raises(InputError, match="the file has no text"):
+        list(read_corpus(tmp_path))
+    assert [passage.id for passage in read_corpus(tmp_path, skip_empty=True)] == ["b.md"]
 
 
 @pytest.mark.parametrize(

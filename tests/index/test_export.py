@@ -88,6 +88,7 @@ def test_parquet_holds_what_is_alive(tmp_path: Path, dtype: str) -> None:
     index = write_index(tmp_path / "index", ALL, DELETED, dtype)
     told: list[tuple[int, int]] = []
     out = tmp_path / "new" / "all.parquet"
+    out.parent.mkdir()
     count = export_parquet(index, out, progress=lambda done, total: told.append((done, total)))
     assert count == len(LIVE)
     assert told == [(len(LIVE), len(LIVE))]
@@ -170,6 +171,7 @@ def test_an_empty_index_gives_an_empty_table(tmp_path: Path) -> None:
 def test_a_failing_export_leaves_nothing(tmp_path: Path) -> None:
     index = write_index(tmp_path / "index", ALL)
     out = tmp_path / "out"
+    out.mkdir()
 
     def fail(_done: int, _total: int) -> None:
         raise OSError(28, "No space left on device")
@@ -234,10 +236,21 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     index = write_index(tmp_path / "index", ALL)
     for module in ("pyarrow", "qdrant_client"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtraError, match=r"pip install .epic-retrieval\[parquet\]"):
+    with pytest.raises(MissingExtraError, match=r'pip install "\.\[parquet\]"'):
         export_parquet(index, tmp_path / "a.parquet")
-    with pytest.raises(MissingExtraError, match=r"pip install .epic-retrieval\[qdrant\]"):
+    with pytest.raises(MissingExtraError, match=r'pip install "\.\[qdrant\]"'):
         export_qdrant(index, "corpus", location=tmp_path / "qdrant")
+    # What no library would mend is said first.
+    for folder, path, message in (
+        (index, tmp_path / "a.csv", r"ends in \.parquet"),
+        (index, tmp_path / "absent" / "a.parquet", "absent: no such folder; make it first"),
+        (tmp_path / "absent", tmp_path / "a.parquet", "neither an index nor"),
+    ):
+        with pytest.raises(InputError, match=message):
+            export_parquet(folder, path)
+    with pytest.raises(InputError, match="neither an index nor"):
+        to_arrow(tmp_path / "absent")
+    assert names(tmp_path) == {"index", "index-shards"}
 
 
 qdrant_client = pytest.importorskip("qdrant_client", reason="needs the extra qdrant")
@@ -292,6 +305,13 @@ def test_a_transfer_can_be_run_again(tmp_path: Path) -> None:
     points = points_of(location)
     assert len(points) == 25
     assert points[point_id("d2")][0]["text"] == "New d2"
+
+
+def test_qdrants_folder_is_made_but_not_its_parents(tmp_path: Path) -> None:
+    index = write_index(tmp_path / "index", ALL)
+    with pytest.raises(InputError, match="absent: no such folder"):
+        export_qdrant(index, "corpus", location=tmp_path / "absent" / "qdrant")
+    assert names(tmp_path) == {"index", "index-shards"}
 
 
 def test_ids_of_points_never_change() -> None:

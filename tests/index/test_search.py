@@ -275,6 +275,9 @@ def test_passages_vectors_and_ids(living: Callable[[str], Path], kind: str) -> N
             "d1": passages(2)[1],
         }
         assert index.get([]) == {}
+        assert [key in index for key in ("x49", "d1", "d0", "absent", "\ud800", 1)] == (
+            [True, True, False, False, False, False]
+        )
         found = index.vectors(["x49", "d1", "x49"])
         assert np.abs(found - encode([LATER[49].content, passages(2)[1].content] * 2)[:3]).max() < (
             1e-3
@@ -296,6 +299,17 @@ def test_a_passage_that_came_back(tmp_path: Path) -> None:
         assert index.get(["d3", "d4"]) == {"d3": again}
         assert index.search(encode(["Another text."]), 1)[0][0].passage == again
         assert len(index.search(some_queries(1), 100)[0]) == 19
+
+
+def test_what_is_shown_of_an_index(tmp_path: Path) -> None:
+    build(tmp_path / "index", 5)
+    delete(tmp_path / "index", range(4))
+    with PassageIndex.open(tmp_path / "index") as index:
+        shown = f"PassageIndex({str(tmp_path / 'index')!r}, 1 passage, Flat"
+        assert repr(index) == f"{shown})"
+    assert repr(index) == f"{shown}, closed)"
+    with pytest.raises(PassageIndexError, match="the index is closed"):
+        "d1" in index  # noqa: B015 (asked for its error)
 
 
 def test_all_deleted(tmp_path: Path) -> None:

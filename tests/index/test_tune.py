@@ -89,6 +89,9 @@ def test_queries_are_made_where_none_are_given(kept: Path, rows: ArrayRows) -> N
     assert [(t.parameters, t.recall) for t in tuned.trials[:same]] == [
         (t.parameters, t.recall) for t in again.trials[:same]
     ]
+    few = str(tune(rows, ann, target=0.9, sample=49, k=3))
+    assert "confidence" not in few
+    assert "(of fewer than 50 queries, which says little of others)" in few
     # Few rows, all of them alike or not, will do.
     alone = ArrayRows(np.eye(DIMENSION, dtype=np.float32)[:3])
     one = train_and_add(alone, "SQfp16", memory=1 << 20, folder=kept / "alone")

@@ -20,6 +20,8 @@ from epic_retrieval.index import (
     read_manifest,
 )
 from epic_retrieval.index._shard_folder import truncated
+from epic_retrieval.index.search import Where
+from epic_retrieval.index.where import Every
 from epic_retrieval.index.writer import IndexWriter, Updated
 from tests.index.living import check, check_open
 from tests.index.samples import ENCODER, encode, names, passages
@@ -162,6 +164,10 @@ def test_what_is_no_index_or_no_passage(out: Path, tmp_path: Path) -> None:
             writer.delete([7])  # type: ignore[list-item]
         with pytest.raises(InputError, match="no such operator"):
             writer.delete_where({"n": {"$near": 1}})
+        conditions: tuple[Where, ...] = ({}, {"$and": [{}]}, Every(()))
+        for empty in conditions:
+            with pytest.raises(InputError, match="condition is empty"):
+                writer.delete_where(empty)
         with pytest.raises(InputError, match="dimension is 17: expected 1 to 16"):
             writer.rebuild("flat", dimension=17)
         with pytest.raises(InputError, match="FAISS cannot make"):
@@ -195,9 +201,11 @@ def test_one_writer_at_a_time(out: Path) -> None:
         IndexWriter(out),
     ):
         pass
-    with pytest.raises(PassageIndexError, match="holds no lock"):
+    with pytest.raises(PassageIndexError, match="not open, and holds no lock"):
         writer.add(more(1), refused)
+    assert repr(writer) == f"IndexWriter({str(out)!r}, not open)"
     with writer:
+        assert repr(writer) == f"IndexWriter({str(out)!r}, 40 passages, Flat)"
         assert writer.add(more(1), encode) == 1
         with pytest.raises(PassageIndexError, match="open already"):
             writer.__enter__()
