@@ -132,15 +132,17 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: when the folder is missing, incomplete or of an unsupported kind.
+        InputError: for a device that is not here, or a dtype that does not exist.
     """
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = _device(device)
+    int8 = dtype == "int8"
+    if int8 and where.type != "cpu":
+        raise InputError(f'dtype "int8" is for a CPU; use "bfloat16" or "float16" on {where}')
+    _check_device(where)
     folder = _resolve(path_or_hub_id)
     has_adapter = (folder / "adapter_config.json").is_file()
     own = EpicConfig.load(folder) if (folder / CONFIG_NAME).is_file() else None
     base = _resolve(_base_model(folder, own)) if has_adapter else folder
-    int8 = dtype == "int8"
-    if int8 and where.type != "cpu":
-        raise InputError(f'dtype "int8" is for a CPU; use "bfloat16" or "float16" on {where}')
     model = _load_model(base, _dtype("float32" if int8 else dtype, where))
     hf = _load_tokenizer(folder if (folder / "tokenizer_config.json").is_file() else base)
     config = own or infer_config(folder, hf, template)
@@ -161,7 +163,8 @@ def load_checkpoint(
         _check_causal(backbone)
     backbone.pooling = _load_pooling(folder, backbone, config)
     return Checkpoint(
-        name=BUNDLED_MODEL.name if path_or_hub_id is None else str(path_or_hub_id),
+        # However it was named: indexes remember it, and are carried to other machines.
+        name=BUNDLED_MODEL.name if _is_bundled(folder) else str(path_or_hub_id),
         backbone=backbone,
         tokenizer=TextTokenizer(hf, bos_id=config.bos_token_id, eos_id=config.eos_token_id),
         projector=_load_projector(folder, backbone),
@@ -184,6 +187,16 @@ def load_tokenizer(
     config = own or infer_config(folder, hf, template)
     tokenizer = TextTokenizer(hf, bos_id=config.bos_token_id, eos_id=config.eos_token_id)
     return tokenizer, config
+
+
+def model_dimension(path_or_hub_id: str | Path | None = None) -> int | None:
+    """The length of a model's vectors, without its weights; None if its settings do not say."""
+    folder = _resolve(path_or_hub_id, weights=False)
+    if not (folder / "config.json").is_file():
+        own = EpicConfig.load(folder) if (folder / CONFIG_NAME).is_file() else None
+        folder = _resolve(_base_model(folder, own), weights=False)
+    width = read_json(folder / "config.json").get("hidden_size")
+    return width if isinstance(width, int) else None
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
@@ -213,6 +226,10 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
         if part is not None:
             save_file(part.state_dict(), out / name)
     config.save(out)
+
+
+def _is_bundled(folder: Path) -> bool:
+    return folder.resolve() == BUNDLED_MODEL.resolve()
 
 
 def _resolve(path_or_hub_id: str | Path | None, *, weights: bool = True) -> Path:
@@ -255,6 +272,36 @@ def _resolve(path_or_hub_id: str | Path | None, *, weights: bool = True) -> Path
         raise CheckpointError(
             f"{name!r} is not a folder here, and fetching it from the hub failed: {error}"
         ) from error
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f'device="{device}" is no device that torch knows; {_devices_here()}'
+        ) from error
+
+
+def _check_device(device: torch.device) -> None:
+    """Find out before the weights are read whether a model can run there."""
+    try:
+        torch.zeros(1, device=device).cpu()
+    # Of what a build of torch lacks, each backend complains in its own way.
+    except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise InputError(
+            f'device="{device}" cannot be used here ({reason}); {_devices_here()}'
+        ) from error
+
+
+def _devices_here() -> str:
+    found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return f"this installation of torch finds {', '.join(found)}"
 
 
 def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:

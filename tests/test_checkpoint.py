@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from epic_retrieval import CheckpointError, Demonstration, EpicEncoder, InputError, Task
-from epic_retrieval.checkpoint import load_checkpoint
+from epic_retrieval.checkpoint import BUNDLED_MODEL, load_checkpoint
 from epic_retrieval.prompt import MODES
 from epic_retrieval.prompt_cache import PromptCache
 from epic_retrieval.storage import digest_of_tensors
@@ -214,3 +214,13 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99", "xpu", "cpu:x"])
+def test_a_device_that_is_not_here_is_told_before_anything_is_read(device: str) -> None:
+    with pytest.raises(InputError, match=rf'device="{device}".*finds cpu'):
+        load_checkpoint("no such model", device=device)
+
+
+def test_the_bundled_model_has_one_name() -> None:
+    assert load_checkpoint(BUNDLED_MODEL, device="cpu").name == BUNDLED_MODEL.name

@@ -7,13 +7,15 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from epic_retrieval.cli.models import encoder_info, load_encoder
+from epic_retrieval.cli.models import encoder_info, load_encoder, model_given
 from epic_retrieval.cli.progress import stage_bars
+from epic_retrieval.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 # Files that take longer than a moment to count are encoded without a total.
 _COUNT_AT_MOST = 2**29  # bytes
 _PACKED_AT_MOST = 2**26
+# Passages.
+_CHUNK, _CHUNK_ON_CPU, _CHUNK_OF_A_LARGE_MODEL = 1024, 256, 16
+# Layers times the square of their width: models of up to a hundred million parameters or so.
+_SMALL = 10**7
 _BEIR = ("corpus.jsonl", "corpus.jsonl.gz")
 
 
@@ -61,8 +67,21 @@ def build_with_progress(
             out,
             encoder=encoder_info(encoder, task),
             progress=progress,
+            chunk_size=chunk_size_of(encoder),
             **options,
         )
+
+
+def chunk_size_of(encoder: "EpicEncoder") -> int:
+    """Passages to encode at a time, so that a bar moves every few seconds, also on a CPU.
+
+    A pass holds some thousand tokens there: more at a time would make nothing faster.
+    """
+    if encoder.device.type == "cuda":
+        return _CHUNK
+    config = encoder.checkpoint.backbone.model.config
+    is_small = config.num_hidden_layers * config.hidden_size**2 < _SMALL
+    return _CHUNK_ON_CPU if is_small else _CHUNK_OF_A_LARGE_MODEL
 
 
 def passage_function(
@@ -112,6 +131,62 @@ def engine_of(
         partial(make_encode, name, device, dtype, task, batch_size),
         partial(encode_shards_ray, options=options),
     )
+
+
+def refuse_index(corpus: Path) -> None:
+    """Make sure that a corpus is no index.
+
+    Raises:
+        InputError: it is one; the message says what can be done with it.
+    """
+    from epic_retrieval.index.manifest import is_index
+
+    if is_index(corpus):
+        raise InputError(
+            f"{corpus} is an index, not a corpus: search it with `epic index search`, give it "
+            "another structure with `epic index rebuild`, join it with others with `epic index "
+            "merge`, or write its passages to a file with `epic index export`"
+        )
+
+
+def with_first_read(passages: "Iterator[Passage]") -> "Iterator[Passage]":
+    """The same passages, the first of which is read now: most faults of a corpus show there."""
+    return chain([next(passages)], passages)
+
+
+def check_wishes(
+    model: str | None, dim: int | None, kind: str, rows: int | None, memory: int | None
+) -> None:
+    """Find out before a model is loaded whether an index of it can be as it is wished.
+
+    Raises:
+        InputError: it cannot.
+        CheckpointError: there is no such model.
+        MissingExtraError: FAISS is not installed.
+    """
+    from epic_retrieval.index._faiss import load_faiss
+    from epic_retrieval.index._memory import default_memory
+    from epic_retrieval.index._searchable import check_kind
+
+    load_faiss()
+    width = check_dim(model, dim)
+    if dim or width:
+        check_kind(kind, rows, dim or width or 0, memory or default_memory())
+
+
+def check_dim(model: str | None, dim: int | None) -> int | None:
+    """The length of a model's vectors, if its settings say it; `--dim` must not be beyond.
+
+    Raises:
+        InputError: it is.
+        CheckpointError: there is no such model.
+    """
+    from epic_retrieval.checkpoint import model_dimension
+
+    width = model_dimension(model_given(model))
+    if dim and width and dim > width:
+        raise InputError(f"--dim is {dim}: expected 1 to {width}, which is what the model gives")
+    return width
 
 
 def quick_count(corpus: Path) -> int | None:

@@ -14,19 +14,21 @@ from epic_retrieval.cli.models import ModelOption, load_encoder
 from epic_retrieval.errors import EpicError, MissingExtraError, PassageIndexError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from rich.console import Console
 
     from epic_retrieval.cli.latency import Condition
     from epic_retrieval.encoder import EpicEncoder
-    from epic_retrieval.index import PassageIndex
+    from epic_retrieval.index import Passage, PassageIndex
     from epic_retrieval.tasks import Task
     from langchain_epic import EpicEmbeddings
 
 TASK = "python-docs"
 # Raised when the passages change: what is extracted, or how it is cut.
 _CORPUS_VERSION = 1
+_LOOK_AGAIN = 1.0  # seconds
 QUESTIONS = (
     "remove duplicates but keep order",
     "wait for a subprocess with a timeout",
@@ -100,6 +102,7 @@ def answer(
 def _open_index(encoder: "EpicEncoder", console: "Console") -> "PassageIndex":
     """The index from the cache folder; built on the first run, and whenever it is not intact."""
     from epic_retrieval.index import PassageIndex
+    from epic_retrieval.index._lock import LockHeldError
     from epic_retrieval.storage import cache_folder
 
     name = (
@@ -107,30 +110,51 @@ def _open_index(encoder: "EpicEncoder", console: "Console") -> "PassageIndex":
         f"-{encoder.passage_fingerprint()[:16]}"
     )
     folder = cache_folder() / "demo" / name
-    if folder.exists():
+    waiting = False
+    while True:
+        if folder.exists():
+            try:
+                index = PassageIndex.open(folder, check=True)
+            except PassageIndexError as error:
+                if not waiting:
+                    console.print(f"The kept index cannot be used: {error}", soft_wrap=True)
+            else:
+                console.print(f"{index.manifest.count:,} docstrings, from {folder}", soft_wrap=True)
+                return index
         try:
-            index = PassageIndex.open(folder, check=True)
-        except PassageIndexError as error:
-            console.print(f"The kept index cannot be used: {error}", soft_wrap=True)
+            _build_index(encoder, folder, console)
+        except LockHeldError:
+            if not waiting:
+                console.print(
+                    f"Another process builds {folder}: waiting until it is done. To build another "
+                    "one, set EPIC_CACHE_DIR to another folder.",
+                    soft_wrap=True,
+                )
+            waiting = True
+            time.sleep(_LOOK_AGAIN)
         else:
-            console.print(f"{index.manifest.count:,} docstrings, from {folder}", soft_wrap=True)
-            return index
-    _build_index(encoder, folder, console)
-    return PassageIndex.open(folder, check=True)
+            return PassageIndex.open(folder, check=True)
 
 
 def _build_index(encoder: "EpicEncoder", folder: "Path", console: "Console") -> None:
     from epic_retrieval.cli.building import build_with_progress
     from epic_retrieval.cli.stdlib_docs import stdlib_passages
+    from epic_retrieval.index._workplace import workplace
 
+    def announced() -> "Iterator[Passage]":
+        """Nothing is taken of it before this process is the one that builds."""
+        console.print(
+            f"Encoding {len(passages):,} docstrings of Python {platform.python_version()}, once."
+        )
+        yield from passages
+
+    with workplace(folder, overwrite=True):
+        pass  # reading all of the library takes a while: whoever must wait need not
     passages = list(stdlib_passages())
-    console.print(
-        f"Encoding {len(passages):,} docstrings of Python {platform.python_version()}, once."
-    )
     start = time.perf_counter()
     build_with_progress(
         encoder,
-        passages,
+        announced(),
         folder,
         total=len(passages),
         corpus=f"Python {platform.python_version()} standard library",

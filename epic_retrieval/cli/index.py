@@ -83,7 +83,15 @@ def build(  # noqa: PLR0913, PLR0917 (options of a command)
 
     CORPUS may also be a folder of shards that `epic encode` made: nothing is encoded then.
     """
-    from epic_retrieval.cli.building import engine_of, quick_count
+    from epic_retrieval.cli.building import (
+        check_wishes,
+        chunk_size_of,
+        engine_of,
+        quick_count,
+        refuse_index,
+        with_first_read,
+    )
+    from epic_retrieval.cli.lengths import Lengths
     from epic_retrieval.cli.progress import stage_bars
     from epic_retrieval.index import build_index, read_corpus
     from epic_retrieval.index._workplace import workplace
@@ -107,22 +115,27 @@ def build(  # noqa: PLR0913, PLR0917 (options of a command)
         tell(out, _from_shards(corpus, out, kind, limit, recall, dim))
         return
     # A wrong path or task must not wait for a model to load.
+    refuse_index(corpus)
     passages = read_corpus(
         corpus, max_chars=max_chars, skip_empty=skip_empty, types=types_of(types)
     )
     found = None if task is None else load_task(task)
     with workplace(out, overwrite=overwrite):
         pass  # nor must a folder that cannot be written
+    total = quick_count(corpus)
+    check_wishes(model, dim, kind, total, limit)
+    passages = with_first_read(passages)
     encoder = load_encoder(model, device, dtype)
     encode, make_shards = engine_of(
         engine, workers, encoder, model, device, dtype, found, batch_size
     )
     about = encoder_info(encoder, found)
+    lengths, chunk_size = Lengths(encoder, found), chunk_size_of(encoder)
     # Workers load their own.
     del encoder
     with stage_bars() as progress:
         manifest = build_index(
-            passages,
+            lengths.counting(passages),
             encode,
             out,
             encoder=about,
@@ -130,15 +143,17 @@ def build(  # noqa: PLR0913, PLR0917 (options of a command)
             dtype=store,
             dimension=dim,
             shard_size=shard_size,
+            chunk_size=chunk_size,
             kind=kind,
             memory=limit,
             target_recall=recall,
             overwrite=overwrite,
-            total=quick_count(corpus),
+            total=total,
             progress=progress,
             corpus=corpus.resolve().name,
         )
     tell(out, manifest)
+    lengths.tell()
 
 
 def _refuse_settled(shards: Path, given: list[str]) -> None:

@@ -62,7 +62,8 @@ def add(  # noqa: PLR0913, PLR0917 (options of a command)
     types: TypesOption = None,
 ) -> None:
     """Encode a corpus and add it to an index; the same command goes on after a stop."""
-    from epic_retrieval.cli.building import passage_function, quick_count
+    from epic_retrieval.cli.building import chunk_size_of, passage_function, quick_count
+    from epic_retrieval.cli.lengths import Lengths
     from epic_retrieval.cli.progress import stage_bars
     from epic_retrieval.index import IndexWriter, read_corpus, read_manifest
     from epic_retrieval.tasks import load_task
@@ -75,12 +76,21 @@ def add(  # noqa: PLR0913, PLR0917 (options of a command)
     found = None if name is None else load_task(name)
     encoder = load_encoder(model_named(model or built_with.name), device, dtype)
     encode, info = passage_function(encoder, found, batch_size), encoder_info(encoder, found)
-    total = quick_count(corpus)
+    total, lengths = quick_count(corpus), Lengths(encoder, found)
+    coming = lengths.counting(passages)
     with IndexWriter(folder) as writer, stage_bars() as progress:
         change = writer.update if update else writer.add
-        done = change(passages, encode, encoder=info, total=total, progress=progress)
+        done = change(
+            coming,
+            encode,
+            encoder=info,
+            chunk_size=chunk_size_of(encoder),
+            total=total,
+            progress=progress,
+        )
     added, replaced = done if isinstance(done, tuple) else (done, 0)
     typer.echo(f"{added:,} added, {replaced:,} replaced in {folder}")
+    lengths.tell()
 
 
 @changes_app.command()

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 checks_app = typer.Typer()
 
+# Two encodings of a passage in the same precision; activations in int8 have a common scale with
+# those of the passages that are encoded together.
+_LEAST, _LEAST_INT8 = 0.999, 0.95
+
 
 @checks_app.command()
 def info(folder: Folder, as_json: JsonOption = False) -> None:
@@ -52,6 +56,16 @@ def verify(
             show_default=False,
         ),
     ] = None,
+    least: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help=f"Least cosine with what is stored; by default {_LEAST}, or {_LEAST_INT8} with "
+            "--dtype int8. Give the --dtype that the index was encoded with.",
+            show_default=False,
+        ),
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(help=f"Of a symmetric index. {TASK_HELP}", show_default=False),
@@ -61,18 +75,21 @@ def verify(
     dtype: DtypeOption = None,
     batch_size: BatchSizeOption = None,
 ) -> None:
-    """Read every byte; exit with 0 only if all is as it was built."""
+    """Read every byte; exit with 0 only if every file is as it was written."""
     from epic_retrieval.index import read_manifest, verify_index
     from epic_retrieval.index._words import counted, first_few
 
-    if sample is None and (model, device, dtype, task, batch_size) != (None,) * 5:
+    given = (model, device, dtype, task, batch_size, least)
+    if sample is None and given != (None,) * len(given):
         raise InputError("options of the model go with --sample; add it, or leave them out")
     # Says what is wrong with a folder that is no index.
     manifest = read_manifest(folder)
     encode = None
     if sample is not None:
         encode = _encode(folder, manifest, task, model, device, dtype, batch_size)
-    report = verify_index(folder, encode, sample or 1)
+    if least is None:
+        least = _LEAST_INT8 if dtype == "int8" else _LEAST
+    report = verify_index(folder, encode, sample or 1, least)
     if report.leftovers:
         typer.echo(
             f"{folder}: {counted(len(report.leftovers), 'leftover')} of former states or of work "
@@ -81,12 +98,20 @@ def verify(
         )
     for problem in report.problems:
         typer.echo(f"{folder}: {problem}", err=True)
+    if any(problem.kind == "encoding" for problem in report.problems):
+        typer.echo(
+            "epic: if the index was encoded in another precision, give it with --dtype, and a "
+            f"lower --least: {_LEAST_INT8} for int8",
+            err=True,
+        )
     if not report.ok:
         raise typer.Exit(1)
-    found = "as it was built"
-    if sample is not None and report.manifest is not None and report.manifest.count:
+    found = "every file is as it was written"
+    if sample is not None and report.manifest is not None:
         again = min(sample, report.manifest.count)
         found += f"; {counted(again, 'passage')} encoded again, with the same vectors"
+        if not again:
+            found = "every file is as it was written; nothing was sampled: it holds no passages"
     typer.echo(f"{folder}: {found}")
 
 

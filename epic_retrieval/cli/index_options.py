@@ -29,7 +29,12 @@ CorpusArgument = Annotated[
     ),
 ]
 MaxCharsOption = Annotated[
-    int, typer.Option(min=1, help="A longer passage is an error; nothing is cut silently.")
+    int,
+    typer.Option(
+        min=1,
+        help="A longer passage is an error. Of the others the model reads as many tokens as it "
+        "can; how many go beyond is said at the end.",
+    ),
 ]
 SkipEmptyOption = Annotated[
     bool, typer.Option("--skip-empty", help="Leave out passages without text.")

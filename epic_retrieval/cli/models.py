@@ -50,15 +50,19 @@ def load_encoder(
     Raises:
         CheckpointError: the model cannot be loaded.
     """
-    from epic_retrieval.checkpoint import BUNDLED_MODEL
     from epic_retrieval.encoder import EpicEncoder
+
+    return EpicEncoder.from_pretrained(model_given(model), device=device, dtype=dtype)
+
+
+def model_given(model: str | None) -> str | None:
+    """What to load for `--model`: a folder by its full path, None for the bundled model."""
+    from epic_retrieval.checkpoint import BUNDLED_MODEL
 
     if model is not None and Path(model).is_dir():
         # An index remembers the name, and will be searched from other folders.
-        model = str(Path(model).resolve())
-    elif model == BUNDLED_MODEL.name:
-        model = None
-    return EpicEncoder.from_pretrained(model, device=device, dtype=dtype)
+        return str(Path(model).resolve())
+    return None if model == BUNDLED_MODEL.name else model
 
 
 def model_named(name: str) -> str:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from epic_retrieval.cli.wording import as_options
+
 if TYPE_CHECKING:
     from epic_retrieval.index import Progress
 
@@ -30,13 +32,13 @@ class _Bars:
 
     def __call__(self, now: "Progress") -> None:
         if now.stage != self._stage or (self._bar is not None and now.passages < self._bar.n):
-            self.close()
+            self.finish()
             self._stage = now.stage
         # Choosing takes no time, and before the first step there is nothing to see.
         if now.stage != "choosing" and now.passages:
             self._show(now)
         if now.note and now.note not in self._notes:
-            self.close()
+            self.finish()
             self._notes.add(now.note)
             typer.echo(now.note, err=True)
 
@@ -52,7 +54,14 @@ class _Bars:
             bar.set_postfix_str(f"{now.bytes_written / 1e6:,.1f} MB", refresh=False)
         bar.update(now.passages - bar.n)
 
+    def finish(self) -> None:
+        """Ends a stage that came to its end: blank passages, say, are counted but never come."""
+        if self._bar is not None and self._bar.total is not None:
+            self._bar.total = self._bar.n
+        self.close()
+
     def close(self) -> None:
+        """Leaves the bar where it is."""
         if self._bar is not None:
             self._bar.close()
         self._bar = None
@@ -67,10 +76,11 @@ def stage_bars() -> "Iterator[Callable[[Progress], None]]":
     bars = _Bars()
     try:
         yield bars
+        bars.finish()
     except KeyboardInterrupt as error:
         bars.close()
         for note in getattr(error, "__notes__", []):
-            typer.echo(f"epic: {note}", err=True)
+            typer.echo(f"epic: {as_options(note)}", err=True)
         raise
     finally:
         bars.close()

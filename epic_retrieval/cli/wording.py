@@ -19,10 +19,11 @@ _OPTIONS = {
     "sample": "--sample",
     "shard_size": "--shard-size",
     "skip_empty": "--skip-empty",
+    "task": "--task",
     "target_recall": "--recall",
 }
 _NAMES = "|".join(_OPTIONS)
-_GIVEN = re.compile(rf"\b({_NAMES})=(True|\"[^\"]*\"|\w+)(?: \(--[a-z-]+\))?")
+_GIVEN = re.compile(rf"\b({_NAMES})=(True|\"[^\"]*\"|[\w-]+)(?: \(--[a-z-]+\))?")
 _BARE = re.compile(r"\b(batch_size|max_chars|metadata_key|on_duplicate|shard_size|target_recall)\b")
 _SUBJECT = re.compile(r"(?<![\w-])(dimension) is (?=-?\d+: )")
 _PHRASES = {

@@ -41,7 +41,7 @@ _ENCODED_AT_ONCE = 1024
 # Vectors may be off by 1e-3 when they come, and half precision adds to that.
 _NORM_TOLERANCE = 2e-3
 # Encoding again on another machine, or in half precision, gives almost the same.
-_LEAST_COSINE = 0.999
+LEAST_COSINE = 0.999
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,11 @@ def content_problems(folder: Path, manifest: Manifest, bad: set[str]) -> Iterato
 
 
 def encoding_problems(
-    folder: Path, manifest: Manifest, encode: Encode, sample: int
+    folder: Path,
+    manifest: Manifest,
+    encode: Encode,
+    sample: int,
+    least: float = LEAST_COSINE,
 ) -> Iterator[Problem]:
     """Passages whose vectors are not what the encoder gives now.
 
@@ -102,6 +106,7 @@ def encoding_problems(
         manifest: What it holds.
         encode: As for `build_index`.
         sample: How many passages, evenly spread.
+        least: Cosine from which on two vectors are the same.
 
     Raises:
         InputError: `encode` returned something else than unit vectors of the index's encoder.
@@ -118,12 +123,12 @@ def encoding_problems(
             passages = shards.fetch(part)
             again = _encoded(passages, encode, manifest)
             cosines = np.einsum("nd,nd->n", again, shards.take(part), dtype=np.float64)
-            for place in np.flatnonzero(cosines < _LEAST_COSINE).tolist():
+            for place in np.flatnonzero(cosines < least).tolist():
                 yield Problem(
                     "encoding",
                     _place_of(int(part[place]), manifest),
                     f'has a vector for passage "{passages[place].id}" whose cosine with what the '
-                    f"encoder gives is {cosines[place]:.4f}; expected at least {_LEAST_COSINE}",
+                    f"encoder gives is {cosines[place]:.4f}; expected at least {least:g}",
                 )
 
 

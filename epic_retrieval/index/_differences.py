@@ -23,6 +23,9 @@ def encoder_differences(before: EncoderInfo, now: EncoderInfo) -> str:
         return _told(facts)
     facts.insert(0, ("model", f'"{before.name}"', f'"{now.name}"'))
     told = _told(facts)
+    if told and only_task(before, now):
+        # It enters the fingerprint.
+        return told
     prints = f"fingerprint {before.fingerprint[:_SHOWN]}, now {now.fingerprint[:_SHOWN]}"
     if told:
         return f"{told}; {prints}"
@@ -33,12 +36,37 @@ def encoder_differences(before: EncoderInfo, now: EncoderInfo) -> str:
     )
 
 
+def only_task(before: EncoderInfo, now: EncoderInfo) -> bool:
+    """Whether two encoders differ in their task, and by all that can be seen in nothing else."""
+    return before.task != now.task and (before.name, before.dimension) == (
+        now.name,
+        now.dimension,
+    )
+
+
 def incomparable(place: object, built: EncoderInfo, now: EncoderInfo) -> str:
     """The message of whoever refuses vectors of another encoder than the index has."""
+    told = encoder_differences(built, now)
+    if only_task(built, now):
+        return f"{place} was built with another encoder: {told}. {_task_advice(built, now)}"
     return (
-        f"{place} was built with another encoder: {encoder_differences(built, now)}. Vectors of "
+        f"{place} was built with another encoder: {told}. Vectors of "
         "the two cannot be compared. Load the encoder that the index was built with, or build the "
         "index again with this one."
+    )
+
+
+def _task_advice(built: EncoderInfo, now: EncoderInfo) -> str:
+    if built.task is None:
+        return (
+            f'The task "{now.task}" is symmetric: its passages are encoded as its queries are, '
+            "but those of this index are not. Take an asymmetric task, or build the index again "
+            f"with task={now.task}."
+        )
+    wanted = "an asymmetric one" if now.task is None else f'"{now.task}"'
+    return (
+        f'The task "{built.task}" is symmetric: only its queries can be compared with the passages '
+        f"of this index. Take that task, or build the index again with {wanted}."
     )
 
 

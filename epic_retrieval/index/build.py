@@ -189,6 +189,8 @@ def _keeping(place: Workplace) -> Iterator[None]:
                 f"{kept_text(place.folder, finished)} The same command goes on from there."
             )
         else:
+            if isinstance(error, KeyboardInterrupt):
+                error.add_note("With a smaller shard_size less is lost.")
             place.remove()
         raise
 

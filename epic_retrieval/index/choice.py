@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from epic_retrieval.errors import InputError
+from epic_retrieval.index._words import counted
 from epic_retrieval.index.ann import CANDIDATES, EF_SEARCH, NPROBE
 from epic_retrieval.index.lists import GROUP_BYTES, can_stream
 from epic_retrieval.index.sizes import file_bytes, held_bytes
@@ -59,7 +60,7 @@ def choose(kind: str, rows: int, dimension: int, memory: int) -> Choice:
         InputError: FAISS does not know the string, or it does not serve for so many rows, or in
             so much memory.
     """
-    size = f"{rows:,} vectors of {dimension} dimensions"
+    size = f"{counted(rows, 'vector')} of {dimension} dimensions"
     if kind.lower() == "flat":
         return _flat(f"{size}: exact search, as asked for")
     if kind not in KINDS:

@@ -56,7 +56,8 @@ def read_corpus(
 
     Args:
         path: File or folder.
-        max_chars: A longer passage (title and text) is an error, since nothing is cut silently.
+        max_chars: A longer passage (title and text) is an error. What a model reads of one is
+            less as a rule: its `max_length` counts tokens.
         passage_chars: The size of passages from text files.
         skip_empty: Leave out passages whose text and title are blank (and log how many) instead
             of raising.
@@ -111,8 +112,7 @@ def _checked(
         if (length := len(passage.content)) > max_chars:
             raise InputError(
                 f'{path}, {place}: passage "{passage.id}" has {length:,} characters, more than '
-                f"{max_chars:,}. Split it into passages, or raise max_chars; nothing is cut "
-                "silently."
+                f"{max_chars:,}. Split it into passages, or raise max_chars."
             )
         places[passage.id] = place
         yield passage

@@ -14,8 +14,14 @@ from typing import Literal, TypeAlias
 from epic_retrieval.errors import InputError
 from epic_retrieval.index._batches import Batch, EncodingSettings, batches
 from epic_retrieval.index._engine import check_ids, explained, find_shard, read_ahead, shards_of
-from epic_retrieval.index._shard_folder import Encode, ShardFolder, ShardNotWrittenError
+from epic_retrieval.index._shard_folder import (
+    Encode,
+    ShardFolder,
+    ShardNotWrittenError,
+    finished_shards,
+)
 from epic_retrieval.index._source import mark_complete, mark_incomplete
+from epic_retrieval.index._words import counted
 from epic_retrieval.index.manifest import SHARDS, ShardInfo
 from epic_retrieval.index.passage import Passage
 
@@ -119,6 +125,13 @@ def encode_shards(
             # Whenever their number has doubled: all these checks cost as much as two.
             if len(shards) & (len(shards) - 1) == 0:
                 check_ids(folder, shards)
+    except KeyboardInterrupt as error:
+        if not finished_shards(folder):
+            error.add_note(
+                "Nothing is kept yet: a shard is kept when it is full, which is at "
+                f"{counted(settings.shard_size, 'passage')} here."
+            )
+        raise
     except ShardNotWrittenError as error:
         raise explained(error, folder, shards, batch, settings, total) from error
     check_ids(folder, shards)

@@ -299,6 +299,11 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         PassageIndexError: There is none, or it is damaged, or of another format version.
     """
+    if folder.is_file():
+        raise PassageIndexError(
+            f"{folder} is a file, and no index: expected the folder of one, as `epic index build` "
+            "writes it."
+        )
     try:
         return read_manifest_file(folder / MANIFEST)
     except FileNotFoundError as error:

@@ -93,24 +93,33 @@ def merge(
 
 
 def _check_same(first: Source, other: Source) -> None:
-    facts = [
-        {
-            "fingerprint": source.encoder.fingerprint,
-            "task": source.encoder.task,
-            "dimension": source.encoder.dimension,
-            "truncated from": source.truncated_from,
-            "dtype": source.dtype,
-        }
-        for source in (first, other)
+    facts = [_facts(source) for source in (first, other)]
+    for (one, said), (two, said_too) in zip(*facts, strict=True):
+        if one != two:
+            raise InputError(
+                f"{first.folder} and {other.folder} cannot become one index: the one {said}, the "
+                f"other {said_too}. Vectors of different encoders or settings cannot be compared; "
+                "encode one of the corpora again."
+            )
+
+
+def _facts(source: Source) -> list[tuple[object, str]]:
+    """What two sources must have in common, and how it is told; of several the first."""
+    encoder = source.encoder
+    task = f'the task "{encoder.task}"' if encoder.task else "no symmetric task"
+    full = source.truncated_from or encoder.dimension
+    return [
+        (encoder.task, f"was encoded for {task}"),
+        (
+            encoder.fingerprint,
+            f'was encoded by "{encoder.name}" with the fingerprint {encoder.fingerprint[:12]}',
+        ),
+        (
+            (encoder.dimension, source.truncated_from),
+            f"keeps {encoder.dimension} of {full} dimensions (--dim)",
+        ),
+        (source.dtype, f"is stored as {source.dtype} (--store)"),
     ]
-    different = [name for name in facts[0] if facts[0][name] != facts[1][name]]
-    if different:
-        name = different[0]
-        raise InputError(
-            f"{first.folder} and {other.folder} cannot become one index: the encoder's {name} is "
-            f"{facts[0][name]} in the one and {facts[1][name]} in the other. Vectors of different "
-            "encoders or settings cannot be compared; encode one of the corpora again."
-        )
 
 
 def _rows_that_count(

@@ -1,4 +1,4 @@
-"""Checks an index folder in full: every byte as built, and all contents as they should be.
+"""Checks an index folder in full: every byte as written, and all contents as they should be.
 
 Knows nothing of encoders; whoever has one can hand in its function.
 """
@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from epic_retrieval.errors import InputError, PassageIndexError
-from epic_retrieval.index._contents import Problem, content_problems, encoding_problems
+from epic_retrieval.index._contents import (
+    LEAST_COSINE,
+    Problem,
+    content_problems,
+    encoding_problems,
+)
 from epic_retrieval.index._faiss import load_faiss
 from epic_retrieval.index._shard_folder import Encode
 from epic_retrieval.index.checksums import file_problems
@@ -56,12 +61,15 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether the index is exactly as it was built."""
+        """Whether every file is as it was written, and fits the others."""
         return not self.problems
 
 
 def verify_index(
-    folder: str | Path, encode: Encode | None = None, sample: int = 100
+    folder: str | Path,
+    encode: Encode | None = None,
+    sample: int = 100,
+    least: float = LEAST_COSINE,
 ) -> VerifyReport:
     """Check an index folder; faults are reported, never raised.
 
@@ -73,9 +81,10 @@ def verify_index(
 
     Args:
         folder: The index.
-        encode: As for `build_index`: passages are encoded again, and compared with their vectors
-            (cosine at least 0.999).
+        encode: As for `build_index`: passages are encoded again, and compared with their vectors.
         sample: How many passages, evenly spread; at least 1.
+        least: Cosine from which on two vectors are the same, from 0 to 1. In int8 a vector
+            depends on what it is encoded together with: 0.95 does for that.
 
     Raises:
         InputError: `encode` returned something else than unit vectors of the index's encoder.
@@ -84,6 +93,8 @@ def verify_index(
     load_faiss()
     if sample < 1:
         raise InputError(f"sample is {sample}: expected at least 1.")
+    if not 0 <= least <= 1:
+        raise InputError(f"least is {least}: expected a cosine from 0 to 1.")
     folder = Path(folder).resolve()
     try:
         held = reading(folder)
@@ -102,7 +113,7 @@ def verify_index(
         ]
         problems += content_problems(folder, manifest, {problem.file for problem in problems})
         if encode is not None and not any(problem.kind != "extra" for problem in problems):
-            problems += encoding_problems(folder, manifest, encode, sample)
+            problems += encoding_problems(folder, manifest, encode, sample, least)
     return VerifyReport(folder, manifest, tuple(problems), leftovers)
 
 

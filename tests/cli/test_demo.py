@@ -1,14 +1,20 @@
+import io
+import shutil
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from epic_retrieval import EpicEncoder, PassageIndex, load_task
+from epic_retrieval.cli import demo
 from epic_retrieval.cli.app import app
 from epic_retrieval.cli.demo import QUESTIONS, TASK
 from epic_retrieval.cli.latency import CONDITIONS, measure
 from epic_retrieval.cli.stdlib_docs import stdlib_passages
+from epic_retrieval.index._workplace import workplace
 
 SOURCE = '''
 """A module that shows what is taken."""
@@ -89,10 +95,9 @@ def test_latency_has_a_row_per_condition(tiny_encoder_folder: Path) -> None:
     assert (text_again.prepare_ms, epic_again.prepare_ms) == (None, None)
 
 
-def test_demo_builds_once_and_answers(
-    tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A library of one module: reading and encoding all of Python's takes a while.
+@pytest.fixture
+def _small_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library of one module: reading and encoding all of Python's takes a while."""
     library = tmp_path / "library"
     library.mkdir()
     (library / "queue.py").write_text(SOURCE)
@@ -101,6 +106,35 @@ def test_demo_builds_once_and_answers(
         sysconfig, "get_path", lambda name: str(library) if name == "stdlib" else known(name)
     )
     monkeypatch.setenv("EPIC_CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.usefixtures("_small_library")
+def test_demo_waits_for_who_builds_its_index(
+    tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "_LOOK_AGAIN", 0.05)
+    encoder = EpicEncoder.from_pretrained(tiny_encoder_folder)
+    console = Console(file=io.StringIO(), width=200)
+    demo._open_index(encoder, Console(file=io.StringIO())).close()
+    (folder,) = (tmp_path / "demo").iterdir()
+    shutil.rmtree(folder)
+    with ThreadPoolExecutor(1) as pool, workplace(folder, overwrite=True):
+        coming = pool.submit(demo._open_index, encoder, console)
+        while "waiting until it is done" not in console.file.getvalue():  # type: ignore[attr-defined]
+            assert not coming.done()
+        # More than one look.
+        with pytest.raises(TimeoutError):
+            coming.result(timeout=0.2)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "set EPIC_CACHE_DIR" in said
+    assert said.count("waiting") == 1
+    assert said.index("waiting") < said.index("Encoding")
+    with coming.result() as index:
+        assert len(index) == 5
+
+
+@pytest.mark.usefixtures("_small_library")
+def test_demo_builds_once_and_answers(tiny_encoder_folder: Path, tmp_path: Path) -> None:
     command = ["demo", "--model", str(tiny_encoder_folder), "--seconds", "0.1"]
     first = CliRunner().invoke(app, command)
     assert first.exit_code == 0, first.output

@@ -11,6 +11,7 @@ from epic_retrieval.cli.app import app
 from epic_retrieval.cli.building import quick_count
 from epic_retrieval.cli.index_options import bytes_of
 from epic_retrieval.cli.models import model_named
+from epic_retrieval.cli.wording import as_options
 from epic_retrieval.errors import InputError, PassageIndexError
 
 ROWS = [
@@ -104,6 +105,9 @@ def test_another_model_or_a_symmetric_task_is_refused(folder: Path, tmp_path: Pa
     assert isinstance(done.exception, PassageIndexError)
     done = run(app, ["index", "search", str(folder), "x", "--task", "duplicate-questions"])
     assert isinstance(done.exception, PassageIndexError)
+    said = as_options(str(done.exception))
+    assert "another encoder: task none, now duplicate-questions. The task" in said
+    assert said.endswith("or build the index again with --task duplicate-questions.")
 
 
 def test_a_symmetric_index_remembers_its_task(
@@ -336,10 +340,31 @@ def test_passages_are_encoded_again_to_verify(
 
     done = run(app, ["index", "verify", str(folder), "--sample", "2"])
     assert done.exit_code == 0, done.output
-    assert "2 passages encoded again" in done.stdout
+    assert "every file is as it was written; 2 passages encoded again" in done.stdout
     other = save_tiny_encoder(tmp_path / "other", family="llama")
     done = run(app, ["index", "verify", str(folder), "--sample", "2", "--model", str(other)])
     assert "was built with another encoder: model " in str(done.exception)
+
+
+def test_another_precision_is_verified_with_a_lower_cosine(folder: Path) -> None:
+    verify = ["index", "verify", str(folder), "--sample", "3"]
+    rough = run(app, [*verify, "--dtype", "int8", "--least", "1"])
+    assert rough.exit_code == 1
+    assert "expected at least 1" in rough.stderr
+    assert "give it with --dtype, and a lower --least: 0.95 for int8" in rough.stderr
+    done = run(app, [*verify, "--dtype", "int8"])
+    assert done.exit_code == 0, done.output
+    assert "go with --sample" in str(run(app, [*verify[:3], "--least", "0.9"]).exception)
+
+
+def test_of_an_empty_index_nothing_is_sampled(
+    corpus: Path, model: list[str], tmp_path: Path
+) -> None:
+    out = str(tmp_path / "index")
+    assert run(app, ["index", "build", str(corpus), "--out", out, *model]).exit_code == 0
+    assert run(app, ["index", "delete", out, "a", "b", "c"]).exit_code == 0
+    done = run(app, ["index", "verify", out, "--sample", "3"])
+    assert "nothing was sampled: it holds no passages" in done.stdout, done.output
 
 
 def test_the_bundled_model_of_an_index_is_nobodys_default() -> None:

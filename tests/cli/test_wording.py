@@ -168,6 +168,19 @@ def test_an_interrupted_build_says_what_it_keeps(
     assert "The same command goes on from there." in said
 
 
+def test_an_interrupted_build_says_that_nothing_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(texts: list[str]) -> np.ndarray:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), stage_bars() as progress:
+        build_index(passages(3), stop, tmp_path / "index", encoder=ENCODER, progress=progress)
+    said = capsys.readouterr().err
+    assert "epic: Nothing is kept yet: a shard is kept when it is full, which is at 50,000" in said
+    assert "epic: With a smaller --shard-size less is lost." in said
+
+
 def test_an_export_is_asked_for_clearly(tmp_path: Path) -> None:
     build(tmp_path / "index", 3)
     export = ["index", "export", str(tmp_path / "index")]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from epic_retrieval.errors import InputError
+from epic_retrieval.index._words import counted
 from epic_retrieval.index.ann import Ann, train_and_add
 from epic_retrieval.index.choice import KINDS, Choice, choose
 from epic_retrieval.index.rows import ArrayRows
@@ -37,7 +38,7 @@ GIB = 2**30
 def test_automatic(rows: int, dimension: int, memory: int, factory: str) -> None:
     choice = choose("auto", rows, dimension, memory)
     assert choice.factory == factory
-    assert choice.why.startswith(f"{rows:,} vectors of {dimension} dimensions: ")
+    assert choice.why.startswith(f"{counted(rows, 'vector')} of {dimension} dimensions: ")
     assert choice.memory <= memory
     assert choice.train_rows <= rows
 

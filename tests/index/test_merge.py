@@ -211,10 +211,10 @@ def test_different_shards_of_one_name_are_kept_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"encoder": replace(ENCODER, fingerprint="0" * 8)}, "fingerprint is ffffffff .* 00000000"),
-        ({"encoder": replace(ENCODER, task="sts")}, "task is None in the one and sts in the other"),
-        ({"dtype": "float16"}, "dtype is float32 in the one and float16"),
-        ({"dimension": 8}, "dimension is 16 in the one and 8"),
+        ({"encoder": replace(ENCODER, fingerprint="0" * 8)}, "fingerprint ffffffff, .* 00000000"),
+        ({"encoder": replace(ENCODER, task="sts")}, 'for no symmetric task, .* for the task "sts"'),
+        ({"dtype": "float16"}, "is stored as float32 .* is stored as float16"),
+        ({"dimension": 8}, "keeps 16 of 16 .* keeps 8 of 16"),
     ],
 )
 def test_other_encoders_and_settings_are_refused(
@@ -222,7 +222,7 @@ def test_other_encoders_and_settings_are_refused(
 ) -> None:
     one = write_shards(tmp_path / "one", passages(5))
     two = write_shards(tmp_path / "two", passages(9)[5:], **fields)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=f"cannot become one index: the encoder's {message}"):
+    with pytest.raises(InputError, match=f"cannot become one index: the one .*{message}"):
         merge([one, two], tmp_path / "out")
 
 

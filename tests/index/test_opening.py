@@ -211,7 +211,7 @@ def test_what_is_no_index(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"manifest_version": 3}')
     with pytest.raises(PassageIndexError, match="not the manifest of a passage index"):
         PassageIndex.open(tmp_path)
-    with pytest.raises(PassageIndexError, match="cannot be read"):
+    with pytest.raises(PassageIndexError, match="is a file, and no index"):
         PassageIndex.open(tmp_path / "manifest.json")
 
 
