@@ -50,7 +50,6 @@ def shared_encoder(
     """
     from epic_retrieval.encoder import EpicEncoder
 
-    _check_device(device)
     if model == _BUNDLED and not Path(model).is_dir():
         model = None
     name, where, kind = (None if part is None else str(part) for part in (model, device, dtype))
@@ -126,26 +125,6 @@ def as_task(
             "demonstrations were given without an instruction; say with instruction= what they show"
         )
     return Task("custom", instruction, tuple(_demonstrations(demonstrations)))
-
-
-def _check_device(device: object) -> None:
-    """What torch would say only after the model was read, as an assertion about its own build."""
-    if device is None:
-        return
-    import torch
-
-    try:
-        where = torch.device(device)  # type: ignore[call-overload]
-    except (RuntimeError, TypeError) as error:
-        raise InputError(
-            f"device is {device!r}; expected a device of torch, such as 'cpu', 'cuda' or 'cuda:1'"
-        ) from error
-    count = torch.cuda.device_count() if where.type == "cuda" else None
-    if count is not None and (where.index or 0) >= count:
-        raise InputError(
-            f"device is {str(device)!r}, but torch finds {count or 'no'} CUDA devices here; leave"
-            " device out, say 'cpu', or install a driver and a torch that fit the GPU"
-        )
 
 
 def _one_task(task: object) -> Task:

@@ -37,9 +37,9 @@ def test_the_same_names_lead_to_the_same_encoder(tiny_encoder_folder: Path) -> N
 
 def test_a_device_that_is_not_there(tiny_encoder_folder: Path) -> None:
     for device in ("bogus", "cpu:x", 3.5):
-        with pytest.raises(InputError, match="expected a device of torch, such as 'cpu'"):
+        with pytest.raises(InputError, match="is no device that torch knows"):
             shared_encoder(tiny_encoder_folder, device=device)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"'cuda:99', but torch finds \w+ CUDA devices here"):
+    with pytest.raises(InputError, match='device="cuda:99" cannot be used here'):
         open_encoder(model=tiny_encoder_folder, device="cuda:99")
 
 
