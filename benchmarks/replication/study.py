@@ -24,7 +24,7 @@ from epic_retrieval.errors import EpicError, InputError
 from epic_retrieval.prompt import Mode
 from epic_retrieval.prompt_cache import PromptCache
 from epic_retrieval.storage import digest_of, write_atomically
-from epic_training.bundled import prepare_tokens, pretrained_model
+from epic_training.bundled import prepare_tokenizer, prepare_tokens, pretrained_model
 from epic_training.config import TrainConfig, load_config
 from epic_training.run import train
 
@@ -118,7 +118,8 @@ class Study:
         if not made.is_dir():
             settings = yaml.safe_load((HERE / "base.yaml").read_text(encoding="utf-8"))
             folder.mkdir(parents=True, exist_ok=True)
-            prepare_tokens(settings, self._data, folder)
+            tokenizer = prepare_tokenizer(settings, self._data, folder)
+            prepare_tokens(settings, self._data, folder, tokenizer)
             model, log = pretrained_model(settings, folder)
             whole = Qwen3ForCausalLM(cast(Qwen3Config, model.config))
             whole.model.load_state_dict(model.state_dict())

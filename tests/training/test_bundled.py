@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from epic_retrieval import Demonstration, EpicEncoder, Task
-from epic_training import bundled
+from epic_training import bundled, stages
 from epic_training.optimization import set_rate
 from epic_training.pairs import is_development, open_pairs
 from tests.training.samples import write_toy_data
@@ -201,7 +201,7 @@ def test_a_killed_run_ends_with_the_same_weights(
 ) -> None:
     resumed = tmp_path / "out"
     shutil.copytree(out, resumed, ignore=shutil.ignore_patterns("checkpoint", "contrastive.*"))
-    monkeypatch.setattr(bundled, "_SAVE_EVERY", 2)
+    monkeypatch.setattr(stages, "_SAVE_EVERY", 2)
     steps: list[int] = []
 
     def until_step_3(optimizer: torch.optim.Optimizer, step: int, *lengths: int) -> None:
@@ -210,7 +210,7 @@ def test_a_killed_run_ends_with_the_same_weights(
             raise KilledError
         set_rate(optimizer, step, *lengths)
 
-    monkeypatch.setattr(bundled, "set_rate", until_step_3)
+    monkeypatch.setattr(stages, "set_rate", until_step_3)
     assert isinstance(train(home, resumed).exception, KilledError)
     assert not (resumed / "checkpoint").exists()
     done = train(home, resumed)

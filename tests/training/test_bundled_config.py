@@ -9,18 +9,27 @@ from typing import Any
 
 import pytest
 import yaml
-from transformers import Qwen3Config
+from transformers import LlamaConfig, Qwen3Config
 
 from epic_retrieval.tasks import Task
-from epic_training import bundled
+from epic_training import bundled, distilled, teacher
+from epic_training.distil import DistilConfig
 from epic_training.objective import Objective
 from epic_training.pretrain import PretrainConfig
+from epic_training.stages import SCHEDULE
+from epic_training.static_embeddings import StaticConfig
 from epic_training.step import StepConfig
 from tests.conftest import ROOT
 
-CONFIG: dict[str, Any] = yaml.safe_load(
-    (ROOT / "training" / "configs" / "bundled.yaml").read_text(encoding="utf-8")
-)
+
+def read(name: str) -> dict[str, Any]:
+    text = (ROOT / "training" / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
+    found: dict[str, Any] = yaml.safe_load(text)
+    return found
+
+
+CONFIG, DISTILLED = read("bundled"), read("bundled-distilled")
+BOTH = pytest.mark.parametrize("config", [CONFIG, DISTILLED], ids=["bundled", "distilled"])
 
 
 def keys_read_by(module: ModuleType) -> set[str]:
@@ -41,7 +50,7 @@ def keys_read_by(module: ModuleType) -> set[str]:
     return found
 
 
-READ = keys_read_by(bundled)
+READ = keys_read_by(bundled) | set(SCHEDULE)
 
 
 def names(config_class: type[Any]) -> set[str]:
@@ -52,18 +61,23 @@ def required(config_class: type[Any]) -> set[str]:
     return {field.name for field in fields(config_class) if field.default is MISSING}
 
 
-def test_top_level_and_tokenizer() -> None:
-    assert set(CONFIG) <= READ | set(bundled._LATER_STAGES)
+@BOTH
+def test_top_level(config: dict[str, Any]) -> None:
+    assert set(config) <= READ | keys_read_by(distilled) | set(bundled._LATER_STAGES)
+
+
+def test_tokenizer() -> None:
     assert set(CONFIG["tokenizer"]) <= READ
     assert set(CONFIG["tokenizer"]["whole"]) <= set(CONFIG["data"])
 
 
-def test_model() -> None:
-    assert set(CONFIG["model"]) <= names(Qwen3Config)
-    settings = CONFIG["contrastive"]
-    longest = CONFIG["max_length"] + 100  # and some room for a prompt
-    assert CONFIG["model"]["max_position_embeddings"] >= longest
-    assert max(settings["passage_tokens"]) <= CONFIG["max_tokens"] <= CONFIG["max_length"]
+@BOTH
+def test_model(config: dict[str, Any]) -> None:
+    assert set(config["model"]) <= names(LlamaConfig if "teacher" in config else Qwen3Config)
+    settings = config["contrastive"]
+    longest = config["max_length"] + 100  # and some room for a prompt
+    assert config["model"]["max_position_embeddings"] >= longest
+    assert max(settings["passage_tokens"]) <= config["max_tokens"] <= config["max_length"]
 
 
 def test_pretraining() -> None:
@@ -71,21 +85,38 @@ def test_pretraining() -> None:
     assert required(PretrainConfig) <= chosen <= names(PretrainConfig) - {"seed"}
 
 
-def test_contrastive_training() -> None:
-    assert set(CONFIG["contrastive"]) <= READ | names(StepConfig) | names(Objective)
+def test_distillation() -> None:
+    chosen = set(DISTILLED["distil"])
+    known = names(DistilConfig) | set(SCHEDULE) | keys_read_by(distilled)
+    assert required(DistilConfig) | {"max_tokens"} <= chosen <= known
+    assert set(DISTILLED["static"]) <= names(StaticConfig) - {"seed"}
+    assert set(DISTILLED["teacher"]) <= keys_read_by(teacher)
+    assert set(DISTILLED["teacher"]["shares"]) == set(DISTILLED["data"])
+    assert DISTILLED["distil"]["max_tokens"] <= DISTILLED["teacher"]["max_tokens"] - 2
+    # The start as a mean needs a value for every coordinate.
+    model = DISTILLED["model"]
+    assert model["num_key_value_heads"] * model["head_dim"] == model["hidden_size"]
+
+
+@BOTH
+def test_contrastive_training(config: dict[str, Any]) -> None:
+    assert set(config["contrastive"]) <= READ | names(StepConfig) | names(Objective)
     # With passages shorter than that there would be nothing to crop.
-    assert min(CONFIG["contrastive"]["passage_tokens"]) >= 40
+    assert min(config["contrastive"]["passage_tokens"]) >= 40
 
 
+@BOTH
 @pytest.mark.parametrize("stage", ["instructions", "text"])
-def test_later_stages(stage: str) -> None:
-    assert set(CONFIG[stage]) <= READ
-    assert 0 < CONFIG[stage]["own"] < 1
+def test_later_stages(config: dict[str, Any], stage: str) -> None:
+    if stage in config:
+        assert set(config[stage]) <= READ
+        assert 0 < config[stage]["own"] < 1
 
 
+@BOTH
 @pytest.mark.parametrize("name", CONFIG["data"])
-def test_dataset(name: str, data_root: Path) -> None:
-    chosen = CONFIG["data"][name]
+def test_dataset(config: dict[str, Any], name: str, data_root: Path) -> None:
+    chosen = config["data"][name]
     assert set(chosen) <= {"instruction", "symmetric", "lm", "weight", "crop"} <= READ
     Task(name, chosen["instruction"], symmetric=chosen.get("symmetric", False))
     assert chosen["weight"] > 0

@@ -128,3 +128,15 @@ def test_a_pair_without_negative(tmp_path: Path, negative: str | None) -> None:
     row = {"query": "a", "positive": "b", "negative": negative}
     folder = write_pairs(tmp_path / "toy", [row])
     assert list(read_pairs(folder / "pairs.jsonl.gz")) == [Pair("a", "b")]
+
+
+def test_a_part_of_the_training_pairs(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    source = write_pairs(tmp_path / "toy", ROWS)
+    for name, most in (("all", None), ("some", 10), ("enough", 60)):
+        tokenise_pairs(source, tmp_path / name, tokenizer, max_tokens=20, dev_percent=20, most=most)
+    whole, some = (open_pairs(tmp_path / name, "train") for name in ("all", "some"))
+    assert 8 <= len(some) <= 10
+    queries = {tuple(whole.query[i]) for i in range(len(whole))}
+    assert {tuple(some.query[i]) for i in range(len(some))} < queries
+    assert len(open_pairs(tmp_path / "enough", "train")) == len(whole)
+    assert len(open_pairs(tmp_path / "some", "dev")) == len(open_pairs(tmp_path / "all", "dev"))

@@ -2,14 +2,14 @@
 
     python -m epic_training.bundled training/configs/bundled.yaml --data DATA --out runs/bundled
 
-Tokenizer, language-model pretraining, EPIC contrastive training. Every stage resumes where it was
-stopped. The finished checkpoint lies in OUT/checkpoint, in float16.
+Tokenizer, a start, EPIC contrastive training. The start is language-model pretraining, or where the
+configuration names a teacher, distillation (`distilled`). Every stage resumes where it was stopped.
+The finished checkpoint lies in OUT/checkpoint, in float16.
 """
 
 import json
 import logging
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +20,7 @@ import typer
 import yaml
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3Model
 
@@ -34,29 +35,35 @@ from epic_retrieval.tasks import Task, builtin_tasks
 from epic_retrieval.tokenization import TextTokenizer
 from epic_training.batches import BatchMaker, Source
 from epic_training.development import score_development
+from epic_training.distil import DistilConfig, Distillation
+from epic_training.distilled import distil, distillation, distilled_start
 from epic_training.model_card import write_model_card
 from epic_training.objective import Objective
-from epic_training.optimization import adamw, load_state, save_state, set_rate
 from epic_training.pairs import open_pairs, read_pairs, tokenise_pairs
 from epic_training.pretrain import PretrainConfig, cooccurrence_embeddings, pretrain
-from epic_training.step import ContrastiveStep, StepConfig
+from epic_training.stages import SCHEDULE, run_stage
+from epic_training.static_embeddings import start_unnoticed
+from epic_training.step import ContrastiveStep, Parts, StepConfig
+from epic_training.teacher import teacher_folder
 from epic_training.tokenizer import save_tokenizer, train_tokenizer
+from epic_training.vocabulary import wordpiece_tokenizer
 
 logger = logging.getLogger(__name__)
 
 _PAD, _BOS, _EOS = 0, 1, 2
-_SAVE_EVERY = 50
 _LATER_STAGES = ("instructions", "text")
-_SCHEDULE = ("steps", "warmup", "learning_rate", "projector_learning_rate")
 
 
-def prepare_tokens(config: dict[str, Any], data: Path, out: Path) -> Tokenizer:
-    """Train the tokenizer and tokenise every dataset, unless `out` has them already."""
+def prepare_tokenizer(config: dict[str, Any], data: Path, out: Path) -> Tokenizer:
+    """Make the tokenizer, unless `out` has it already."""
     file = out / "tokenizer" / "tokenizer.json"
     if not file.is_file():
-        texts = _tokenizer_texts(config, data)
-        save_tokenizer(train_tokenizer(texts, config["tokenizer"]["vocabulary"]), file.parent)
-    tokenizer = Tokenizer.from_file(str(file))
+        save_tokenizer(_new_tokenizer(config, data), file.parent)
+    return Tokenizer.from_file(str(file))
+
+
+def prepare_tokens(config: dict[str, Any], data: Path, out: Path, tokenizer: Tokenizer) -> None:
+    """Tokenise every dataset, unless `out` has it already."""
     for name in tqdm(config["data"], desc="tokenising"):
         tokenise_pairs(
             data / name,
@@ -64,8 +71,14 @@ def prepare_tokens(config: dict[str, Any], data: Path, out: Path) -> Tokenizer:
             tokenizer,
             max_tokens=config["max_tokens"],
             dev_percent=config["dev_percent"],
+            most=config.get("pairs"),
         )
-    return tokenizer
+
+
+def _new_tokenizer(config: dict[str, Any], data: Path) -> Tokenizer:
+    if "teacher" in config:
+        return wordpiece_tokenizer(teacher_folder(config["teacher"]["package"]))
+    return train_tokenizer(_tokenizer_texts(config, data), config["tokenizer"]["vocabulary"])
 
 
 def _tokenizer_texts(config: dict[str, Any], data: Path) -> Iterator[str]:
@@ -128,92 +141,97 @@ def sources(config: dict[str, Any], out: Path) -> list[Source]:
     return mix
 
 
-def train_contrastive(config: dict[str, Any], out: Path, model: PreTrainedModel) -> Checkpoint:
-    """EPIC training of the whole model; resumes from `out`.
-
-    First every data set with its own instruction; then, where the configuration has them, two
-    shorter stages: `instructions`, in which most batches get the instruction of some built-in task
-    instead, since a model that saw one instruction per data set is thrown off course by any other;
-    and `text`, which also shows demonstrations as text, so that mode "text" works at all.
-    """
-    chosen = dict(config["contrastive"])
-    batch, decay = chosen.pop("batch"), chosen.pop("weight_decay")
-    plan = {key: chosen.pop(key) for key in _SCHEDULE}
-    limits = {key: chosen.pop(key) for key in ("negatives", "query_tokens", "passage_tokens")}
-    objective = Objective(**{one.name: chosen.pop(one.name) for one in fields(Objective)})
-    settings = StepConfig(objective=objective, **chosen)
-
+def new_checkpoint(config: dict[str, Any], out: Path, model: PreTrainedModel) -> Checkpoint:
+    """The model with the tokenizer of `out` and a new projector."""
     hf = AutoTokenizer.from_pretrained(out / "tokenizer")
     tokenizer = TextTokenizer(hf, bos_id=_BOS, eos_id=_EOS)
     backbone = Backbone(model)
     torch.manual_seed(config["seed"])
-    projector = Projector(backbone.dimension)
+    projector = Projector(backbone.dimension).to(backbone.device)
     modes: tuple[Mode, ...] = ("epic", "none", "text") if "text" in config else ("epic", "none")
     epic_config = EpicConfig(
         TEMPLATES["epic"], _BOS, _EOS, config["max_length"], modes, training=config
     )
-    checkpoint = Checkpoint("epic-mini", backbone, tokenizer, projector, epic_config)
-    make_batch = BatchMaker(sources(config, out), batch, seed=config["seed"], end=_EOS, **limits)
+    return Checkpoint("epic-mini", backbone, tokenizer, projector, epic_config)
+
+
+def instructions_of(config: Mapping[str, Any]) -> list[str]:
+    """Those of the built-in tasks and those of the data sets, each once."""
+    own = {settings["instruction"] for settings in config["data"].values()}
+    return sorted(own | {task.instruction for task in builtin_tasks().values()})
+
+
+def train_contrastive(
+    config: dict[str, Any], out: Path, checkpoint: Checkpoint, replay: Distillation | None = None
+) -> None:
+    """EPIC training of the whole model; resumes from `out`.
+
+    First every data set with its own instruction, or, with `own` below 1, some batches with that of
+    a built-in task; then, where the configuration has them, two shorter stages: `instructions`, in
+    which most batches get the instruction of some built-in task instead, since a model that saw one
+    instruction per data set is thrown off course by any other; and `text`, which also shows
+    demonstrations as text, so that mode "text" works at all.
+
+    Args:
+        config: of the whole training.
+        out: folder of states and logs.
+        checkpoint: trained in place.
+        replay: a loss that every step repeats beside its own, weighted `replay`, so that what was
+            distilled is not forgotten.
+    """
+    chosen = dict(config["contrastive"])
+    batch, decay = chosen.pop("batch"), chosen.pop("weight_decay")
+    own, weight = chosen.pop("own", 1.0), chosen.pop("replay", 0.0)
+    plan = {key: chosen.pop(key) for key in SCHEDULE if key in chosen}
+    limits = {key: chosen.pop(key) for key in ("negatives", "query_tokens", "passage_tokens")}
+    objective = Objective(**{one.name: chosen.pop(one.name) for one in fields(Objective)})
+    settings = StepConfig(objective=objective, **chosen)
+    pool = sorted({task.instruction for task in builtin_tasks().values()})
+    make_batch = BatchMaker(
+        sources(config, out),
+        batch,
+        seed=config["seed"],
+        end=_EOS,
+        own=own,
+        instructions=pool if own < 1 else (),
+        **limits,
+    )
     step_loss = ContrastiveStep(checkpoint, settings)
+    backbone, projector = checkpoint.backbone, checkpoint.projector
+    assert projector is not None  # noqa: S101  (this pipeline makes one)
     with torch.no_grad():
         rows = [[_BOS, *row] for row in make_batch(0).positives[:64]]
         projector.scale_to(backbone.encode(rows), backbone.embedding_rms())
-    _optimise("contrastive", plan, decay, make_batch, step_loss, out)
-    pool = sorted({task.instruction for task in builtin_tasks().values()})
+    if "teacher" in config:
+        start_unnoticed(projector, backbone.model, _BOS)
+    repeated = None if replay is None or not weight else (replay, weight)
+    compute = contrast(make_batch, step_loss, repeated)
+    run_stage("contrastive", plan, decay, compute, step_loss, out)
     for number, stage in enumerate(_LATER_STAGES, start=1):
         if stage in config:
             later = dict(config[stage])
             own, text_share = later.pop("own"), later.pop("text_share", 0.0)
             varied = replace(make_batch, instructions=pool, own=own, seed=config["seed"] + number)
             shown = ContrastiveStep(checkpoint, replace(settings, text_share=text_share))
-            _optimise(stage, later, decay, varied, shown, out)
-    model.eval()
-    return checkpoint
+            run_stage(stage, later, decay, contrast(varied, shown, repeated), shown, out)
+    backbone.model.eval()
 
 
-def _optimise(
-    stage: str,
-    plan: dict[str, Any],
-    decay: float,
-    make_batch: BatchMaker,
-    step_loss: ContrastiveStep,
-    out: Path,
-) -> None:
-    """Run one stage of contrastive training; state and log are named after it."""
-    model, projector = step_loss.model, step_loss.projector
-    assert projector is not None  # noqa: S101  (this pipeline makes one)
-    steps = plan["steps"]
-    groups = [
-        (model.parameters(), plan["learning_rate"]),
-        (projector.parameters(), plan["projector_learning_rate"]),
-    ]
-    optimizer = adamw(groups, decay)
-    state = out / f"{stage}.safetensors"
-    first = load_state(state, step_loss, optimizer)
-    model.train()
-    recent: list[dict[str, float]] = []
-    progress = tqdm(total=steps, initial=first, desc=stage, mininterval=10)
-    started = time.monotonic()
-    with (out / f"{stage}.jsonl").open("a", encoding="utf-8") as log:
-        for step in range(first, steps):
-            set_rate(optimizer, step, plan["warmup"], steps)
-            rng = np.random.default_rng([make_batch.seed, step])
-            loss, parts = step_loss(make_batch(step), rng)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            recent.append({key: value.item() for key, value in parts.items()})
-            progress.update()
-            if (step + 1) % _SAVE_EVERY == 0 or step + 1 == steps:
-                save_state(state, step + 1, step_loss, optimizer)
-                mean = {key: float(np.mean([part[key] for part in recent])) for key in recent[0]}
-                seconds = round(time.monotonic() - started)
-                log.write(json.dumps({"step": step + 1, **mean, "seconds": seconds}) + "\n")
-                log.flush()
-                progress.set_postfix(mean)
-                recent.clear()
-    progress.close()
+def contrast(
+    make_batch: BatchMaker, step_loss: ContrastiveStep, replay: tuple[Distillation, float] | None
+) -> Callable[[int], tuple[Tensor, Parts]]:
+    """From the number of a step to its loss."""
+
+    def compute(step: int) -> tuple[Tensor, Parts]:
+        rng = np.random.default_rng([make_batch.seed, step])
+        loss, parts = step_loss(make_batch(step), rng)
+        if replay is None:
+            return loss, parts
+        repeated, weight = replay
+        again, found = repeated(step + 1_000_000 * make_batch.seed)  # other texts than before
+        return loss + weight * again, parts | found
+
+    return compute
 
 
 def main(
@@ -225,9 +243,22 @@ def main(
     logging.basicConfig(level=logging.INFO)
     settings = _complete(yaml.safe_load(config.read_text(encoding="utf-8")))
     out.mkdir(parents=True, exist_ok=True)
-    prepare_tokens(settings, data, out)
-    model, _ = pretrained_model(settings, out)
-    checkpoint = train_contrastive(settings, out, model)
+    tokenizer = prepare_tokenizer(settings, data, out)
+    device: Any = "cuda" if torch.cuda.is_available() else "cpu"
+    replay = None
+    if "teacher" in settings:
+        model, lessons = distilled_start(settings, data, out, tokenizer)
+        checkpoint = new_checkpoint(settings, out, model.to(device))
+        known = instructions_of(settings)
+        distil(settings, distillation(settings, checkpoint, lessons, known), out)
+        shown = settings["contrastive"]["max_demonstrations"]
+        replay = distillation(settings, checkpoint, lessons, known, most_shown=shown)
+        prepare_tokens(settings, data, out, tokenizer)
+    else:
+        prepare_tokens(settings, data, out, tokenizer)
+        model, _ = pretrained_model(settings, out)
+        checkpoint = new_checkpoint(settings, out, model.to(device))
+    train_contrastive(settings, out, checkpoint, replay)
     checkpoint.backbone.model.half()
     assert checkpoint.projector is not None  # noqa: S101
     checkpoint.projector.half()
@@ -239,7 +270,8 @@ def main(
 def _complete(config: dict[str, Any]) -> dict[str, Any]:
     """`config` with both stages' defaults spelled out, so that the checkpoint records them."""
     complete = dict(config)
-    stages = (("pretrain", PretrainConfig), ("contrastive", StepConfig), ("contrastive", Objective))
+    start = ("distil", DistilConfig) if "teacher" in config else ("pretrain", PretrainConfig)
+    stages: list[tuple[str, Any]] = [start, ("contrastive", StepConfig), ("contrastive", Objective)]
     for stage, settings in stages:
         defaults = {field.name: field.default for field in fields(settings)}
         defaults.pop("seed", None)  # one seed, at the top, for all stages
@@ -263,8 +295,10 @@ def describe(config: dict[str, Any], data: Path, out: Path) -> None:
         name: json.loads((data / name / "meta.json").read_text(encoding="utf-8"))
         for name in config["data"]
     }
-    log = {"pretrain": json.loads((out / "pretrain.json").read_text(encoding="utf-8"))}
-    for stage in ("contrastive", *_LATER_STAGES):
+    log = {}
+    if "pretrain" in config:
+        log["pretrain"] = json.loads((out / "pretrain.json").read_text(encoding="utf-8"))
+    for stage in ("distil", "contrastive", *_LATER_STAGES):
         file = out / f"{stage}.jsonl"
         lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
         log[stage] = [json.loads(line) for line in lines]

@@ -30,7 +30,7 @@ def write_model_card(
         folder: of the checkpoint.
         config: of the training.
         metas: per data set, its meta.json.
-        log: records of the stages "pretrain" and "contrastive", each with step and seconds.
+        log: records of the stages, such as "distil" and "contrastive", each with step and seconds.
         scores: of the development splits.
     """
     training, shape = config["contrastive"], config["model"]
@@ -47,11 +47,7 @@ A small English text encoder ({shape["num_hidden_layers"]} layers, {shape["hidde
 everything in epic-retrieval runs at once, without a network; on a real task a larger model does
 better. It knows English only, and of that mostly technical documentation, medicine and definitions.
 
-Trained from nothing on a two-core CPU, with `training/configs/bundled.yaml`:
-
-1. token embeddings from co-occurrence statistics (PMI, truncated SVD);
-2. {config["pretrain"]["steps"]} steps of next-token prediction, {config["pretrain"]["batch"]} x
-   {config["pretrain"]["length"]} tokens each ({_minutes(log["pretrain"])} minutes);
+{_start(config, log)}
 3. {training["steps"]} steps of EPIC contrastive training of all weights, batch {training["batch"]}
    ({_minutes(log["contrastive"])} minutes): up to {training["max_demonstrations"]} demonstrations
    a prompt, drawn per group ({training["groups"]} groups a batch), temperature
@@ -74,11 +70,40 @@ nDCG@10 of finding a held-out query's passage among the held-out passages of its
 
 {_data_rows(metas)}
 
-Nothing else was used; no other model's outputs, no test set.
+{_others(config)}
 """
     (folder / "README.md").write_text(card, encoding="utf-8")
     rows = [score.__dict__ for score in scores]
     (folder / "development.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def _start(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """The first two stages."""
+    if "teacher" in config:
+        taught = config["distil"]
+        return f"""Trained with `training/configs/bundled-distilled.yaml`:
+
+1. token embeddings: each token's vector by the teacher, fitted with one weight each so that their
+   means over texts come close to the teacher's vectors; the decoder starts as that mean;
+2. {taught["steps"]} steps of distillation, {taught["batch"]} texts each, half of them behind an
+   instruction ({_minutes(log["distil"])} minutes);"""
+    shape = config["pretrain"]
+    return f"""Trained from nothing on a two-core CPU, with `training/configs/bundled.yaml`:
+
+1. token embeddings from co-occurrence statistics (PMI, truncated SVD);
+2. {shape["steps"]} steps of next-token prediction, {shape["batch"]} x
+   {shape["length"]} tokens each ({_minutes(log["pretrain"])} minutes);"""
+
+
+def _others(config: Mapping[str, Any]) -> str:
+    """What beside the data had a part."""
+    if "teacher" not in config:
+        return "Nothing else was used; no other model's outputs, no test set."
+    return (
+        f"The teacher, used in training only, is the model in the package"
+        f" `{config['teacher']['package']}`: its\nvectors of these texts, and the English pieces of"
+        " its vocabulary. No test set was used."
+    )
 
 
 def _later_stages(

@@ -99,17 +99,26 @@ class TokenisedPairs:
 
 
 def tokenise_pairs(
-    source: Path, out: Path, tokenizer: Tokenizer, *, max_tokens: int, dev_percent: float
+    source: Path,
+    out: Path,
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int,
+    dev_percent: float,
+    most: int | None = None,
 ) -> None:
     """Write the `train` and `dev` splits of the dataset folder `source` below `out`.
 
-    Texts are cut at `max_tokens`. Does nothing when `out` is complete: `done.json` comes last.
+    Texts are cut at `max_tokens`. Of the training split at most about `most` pairs are kept, evenly
+    spread. Does nothing when `out` is complete: `done.json` comes last.
     """
     if (out / "done.json").is_file():
         return
     rows: dict[str, list[Pair]] = {"train": [], "dev": []}
     for pair in read_pairs(source / "pairs.jsonl.gz"):
         rows["dev" if is_development(pair.query, dev_percent) else "train"].append(pair)
+    if most is not None and len(rows["train"]) > most:
+        rows["train"] = rows["train"][:: -(-len(rows["train"]) // most)]
     for split, pairs in rows.items():
         folder = out / split
         folder.mkdir(parents=True, exist_ok=True)

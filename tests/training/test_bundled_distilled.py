@@ -1,0 +1,83 @@
+"""The recipe with a teacher on toy data, through the command: made, run again, told of."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner, Result
+
+from epic_retrieval import EpicEncoder
+from epic_training import bundled
+from tests.training.samples import write_toy_data
+from tests.training.teachers import write_teacher
+from tests.training.test_bundled import CONFIG, TASK
+
+DISTILLED: dict[str, Any] = {
+    key: value for key, value in CONFIG.items() if key not in ("pretrain", "tokenizer", "text")
+} | {
+    "teacher": {
+        "package": "tiny_teacher",
+        "texts": 400,
+        "max_tokens": 32,
+        "shares": {"animals": 1.0, "twins": 0.5},
+    },
+    "static": {"epochs": 4, "batch": 32},
+    "model": {**CONFIG["model"], "num_key_value_heads": 2},
+    "distil": {
+        "steps": 6,
+        "batch": 16,
+        "warmup": 1,
+        "learning_rate": 1.0e-3,
+        "table_learning_rate": 1.0e-3,
+        "max_tokens": 30,
+        "bfloat16": True,
+    },
+    "contrastive": {**CONFIG["contrastive"], "own": 0.5, "replay": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("distilled")
+    write_toy_data(folder / "data")
+    write_teacher(folder / "packages")
+    (folder / "config.yaml").write_text(yaml.safe_dump(DISTILLED))
+    return folder
+
+
+def train(home: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
+    monkeypatch.syspath_prepend(home / "packages")
+    app = typer.Typer()
+    app.command()(bundled.main)
+    options = ["--data", str(home / "data"), "--out", str(home / "out")]
+    return CliRunner().invoke(app, [str(home / "config.yaml"), *options])
+
+
+def test_the_recipe(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = train(home, monkeypatch)
+    assert done.exit_code == 0, done.output
+    encoder = EpicEncoder.from_pretrained(home / "out" / "checkpoint")
+    texts = ["where does the cat hide", "</s>"]
+    queries = [encoder.encode_queries(texts, TASK, mode) for mode in ("none", "epic")]
+    assert not np.allclose(queries[0], queries[1], atol=1e-3)
+    assert all(np.isfinite(vectors).all() for vectors in queries)
+
+    distil = json.loads((home / "out" / "distil.jsonl").read_text())
+    assert distil["step"] == 6
+    assert 0.3 < distil["cosine"] <= 1  # it starts as a static embedder, not at nothing
+    contrastive = json.loads((home / "out" / "contrastive.jsonl").read_text())
+    assert {"loss", "plain_loss", "cosine", "divergence"} <= set(contrastive)
+
+    card = (home / "out" / "checkpoint" / "README.md").read_text()
+    assert "6 steps of distillation, 16 texts each" in card
+    assert "the model in the package `tiny_teacher`" in card
+    assert encoder.checkpoint.config.training["distil"]["temperature"] == 0.05
+
+    # Run again, it trains nothing.
+    kept = {p: p.stat().st_mtime_ns for p in (home / "out").glob("*.safetensors")}
+    assert train(home, monkeypatch).exit_code == 0
+    assert {p: p.stat().st_mtime_ns for p in (home / "out").glob("*.safetensors")} == kept

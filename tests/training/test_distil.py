@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from epic_retrieval.prompt import build_prompt, passage_prompt
+from epic_retrieval.tasks import Task
+from epic_training.distil import DistilConfig, Distillation, distillation_loss
+from tests.models import tiny_encoder
+from tests.training.samples import column
+
+
+def test_the_loss_is_zero_for_the_teachers_vectors_whatever_their_length() -> None:
+    targets = torch.randn(6, 8)
+    loss, parts = distillation_loss(3 * targets, targets, relational=1.0, temperature=0.1)
+    assert loss.item() == pytest.approx(0, abs=1e-5)
+    assert parts["cosine"].item() == pytest.approx(1)
+
+
+def test_the_divergence_by_hand() -> None:
+    students, teachers = torch.randn(4, 8), torch.randn(4, 8)
+    loss, parts = distillation_loss(students, teachers, relational=2.0, temperature=0.3)
+    s, t = normalize(students, dim=1), normalize(teachers, dim=1)
+    total = 0.0
+    for i in range(4):
+        others = [j for j in range(4) if j != i]
+        wanted = (t[others] @ t[i] / 0.3).softmax(0)
+        found = (s[others] @ s[i] / 0.3).softmax(0)
+        total += float((wanted * (wanted / found).log()).sum()) / 4
+    assert parts["divergence"].item() == pytest.approx(total, rel=1e-4)
+    cosine = float((s * t).sum(dim=1).mean())
+    assert loss.item() == pytest.approx(1 - cosine + 2 * total, rel=1e-4)
+
+
+def test_a_step_depends_on_its_number_alone_and_reaches_all_weights() -> None:
+    checkpoint = tiny_encoder("llama").checkpoint
+    rng = np.random.default_rng(0)
+    texts = column([rng.integers(4, 400, rng.integers(1, 9)).tolist() for _ in range(30)] + [[]])
+    targets = torch.randn(31, 32)
+    step = Distillation(
+        checkpoint, texts, targets, ["Find it", "Find another"], DistilConfig(batch=12, behind=0.4)
+    )
+    loss, parts = step(3)
+    assert torch.equal(step(3)[0], loss)
+    assert not torch.equal(step(4)[0], loss)
+    assert parts["cosine"].item() < 1
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in checkpoint.backbone.model.parameters())
+
+
+@pytest.mark.parametrize("behind", [0.0, 1.0])
+def test_rows_stand_where_inference_puts_them(behind: float) -> None:
+    """The teacher's vectors are the student's own: there is nothing to learn."""
+    encoder = tiny_encoder("llama")
+    task = Task("toy", "Find it")
+    texts = ["what is a passage", "given a question", "answer it"]
+    if behind:
+        vectors = encoder.encode_queries(texts, task, "none")
+    else:
+        vectors = encoder.encode_passages(texts)
+    tokenizer, template = encoder.checkpoint.tokenizer, encoder.checkpoint.config.template
+    prompt = build_prompt(template, task.instruction) if behind else passage_prompt(template)
+    rows = [row[:-1] for row in tokenizer.text_ids(texts, prompt, 50)]
+    step = Distillation(
+        encoder.checkpoint,
+        column(rows),
+        torch.from_numpy(vectors),
+        [task.instruction],
+        DistilConfig(batch=3, behind=behind),
+    )
+    assert step(0)[1]["cosine"].item() == pytest.approx(1, abs=1e-5)
+
+
+def test_demonstrations_in_prompts_reach_the_projector() -> None:
+    checkpoint = tiny_encoder("llama").checkpoint
+    texts = column([[n, n + 1] for n in range(5, 45)])
+    config = DistilConfig(batch=12)
+    plain, shown = (
+        Distillation(checkpoint, texts, torch.randn(40, 32), ["Find it"], config, most_shown=most)
+        for most in (0, 3)
+    )
+    assert checkpoint.projector is not None
+    plain(0)[0].backward()
+    weight = checkpoint.projector.output.weight
+    assert weight.grad is None
+    for step in range(4):  # one in four shows none
+        shown(step)[0].backward()
+    assert weight.grad is not None
+    assert weight.grad.abs().sum() > 0

@@ -1,0 +1,138 @@
+"""Distillation: the student's vectors of texts come to be the teacher's.
+
+The aim is the teacher's vector of the bare text whatever instruction precedes it, so that a model
+learns early what belongs to the prompt and what to the text. Knows nothing of pairs and
+demonstrations.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from epic_retrieval.checkpoint import Checkpoint
+from epic_retrieval.prompt import Prompt, Vectors, build_prompt
+from epic_training.encoding import RowEncoder
+from epic_training.pairs import TokenColumn
+from epic_training.step import Parts
+
+
+@dataclass(frozen=True)
+class DistilConfig:
+    """What a step of distillation is.
+
+    Attributes:
+        batch: texts per step.
+        behind: share of them that stand behind an instruction, one for all of a step.
+        relational: weight of the second loss, the divergence of each text's similarities to the
+            others from the teacher's; the first is one minus the cosine with the teacher's vector.
+        temperature: of these similarities.
+        max_tokens: a text is cut here; the teacher saw no more either.
+        rows_at_once: rows per forward pass, sorted by length.
+    """
+
+    batch: int
+    behind: float = 0.5
+    relational: float = 0.5
+    temperature: float = 0.05
+    max_tokens: int = 62
+    rows_at_once: int = 64
+
+
+class Distillation(nn.Module):
+    """The loss of a step, a function of its number and the seed alone.
+
+    Args:
+        checkpoint: the student, in memory.
+        texts: n tokenised texts.
+        targets: (n, d) the teacher's vectors in the student's space.
+        instructions: what is put before texts.
+        config: of a step.
+        seed: of all draws.
+        end: id that every row ends in.
+        most_shown: up to so many demonstrations stand in the prompt too, as vectors of texts of the
+            step that have nothing to do with each other: prompts must not add to a text's meaning,
+            however long they are. Needs texts that stand behind nothing.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        texts: TokenColumn,
+        targets: Tensor,
+        instructions: Sequence[str],
+        config: DistilConfig,
+        *,
+        seed: int = 42,
+        end: int = 2,
+        most_shown: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model = checkpoint.adapter or checkpoint.backbone.model
+        self.checkpoint, self.config = checkpoint, config
+        self._texts, self._targets, self._instructions = texts, targets, instructions
+        self._usable = np.flatnonzero(np.diff(texts.ends, prepend=0))
+        self._seed, self._end, self._most_shown = seed, end, most_shown
+        self._rows = RowEncoder(checkpoint, config.rows_at_once, cached=False)
+
+    def forward(self, step: int) -> tuple[Tensor, Parts]:
+        """A scalar, and what to log: the mean cosine, and the second loss."""
+        rng = np.random.default_rng([self._seed, step])
+        size = min(self.config.batch, len(self._usable))
+        chosen = rng.choice(self._usable, size=size, replace=False)
+        limit = self.config.max_tokens
+        rows = [[*self._texts[int(i)][:limit].tolist(), self._end] for i in chosen]
+        behind = round(self.config.behind * len(rows))
+        instruction = self._instructions[int(rng.integers(len(self._instructions)))]
+        alone = self.checkpoint.backbone.token_embeddings([])  # (0, d)
+        if behind < len(rows):
+            alone = self._rows.encode(rows[behind:], self._rows.bare)
+        states = [alone]
+        if behind:
+            prompt = self._prompt(instruction, alone, rng)
+            run = self._rows.behind(self._rows.embed(prompt))
+            states.insert(0, self._rows.encode(rows[:behind], run))
+        return distillation_loss(
+            torch.cat(states),
+            self._targets[chosen].to(self.checkpoint.backbone.device),
+            self.config.relational,
+            self.config.temperature,
+        )
+
+    def _prompt(self, instruction: str, alone: Tensor, rng: np.random.Generator) -> Prompt:
+        """An instruction, behind vectors of some of the texts `alone` (m, d) if there are to be."""
+        template, g = self.checkpoint.config.template, self.checkpoint.projector
+        count = min(int(rng.integers(self._most_shown + 1)), len(alone) // 2)
+        if not count or g is None:
+            return build_prompt(template, instruction)
+        vectors = g(alone[: 2 * count]).split(1)
+        shown = [
+            {"query": Vectors(query), "passage": Vectors(passage)}
+            for query, passage in zip(vectors[::2], vectors[1::2], strict=True)
+        ]
+        return build_prompt(template, instruction, shown)
+
+
+def distillation_loss(
+    states: Tensor, targets: Tensor, relational: float, temperature: float
+) -> tuple[Tensor, Parts]:
+    """One minus the mean cosine, plus `relational` times the divergence of similarities.
+
+    Args:
+        states: (n, d) of the student.
+        targets: (n, d) of the teacher.
+        relational: weight.
+        temperature: of the softmax over each text's similarities to the n - 1 others.
+    """
+    students = functional.normalize(states.float(), dim=1)
+    teachers = functional.normalize(targets.float(), dim=1)
+    cosine = (students * teachers).sum(dim=1).mean()
+    own = torch.eye(len(states), dtype=torch.bool, device=states.device)
+    wanted = (teachers @ teachers.T / temperature).masked_fill(own, -1e4).log_softmax(dim=1)
+    found = (students @ students.T / temperature).masked_fill(own, -1e4).log_softmax(dim=1)
+    divergence = functional.kl_div(found, wanted, log_target=True, reduction="batchmean")
+    parts = {"cosine": cosine.detach(), "divergence": divergence.detach()}
+    return 1 - cosine + relational * divergence, parts

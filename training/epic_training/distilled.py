@@ -1,0 +1,143 @@
+"""From a teacher to a decoder that gives nearly its vectors: the beginning of the bundled model.
+
+Teacher's vectors of the training texts, a static embedder, the decoder that starts from it,
+distillation. Every stage resumes where it was stopped. Knows nothing of demonstrations.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import LlamaConfig, LlamaModel, PreTrainedModel
+
+from epic_retrieval.checkpoint import Checkpoint
+from epic_training.distil import DistilConfig, Distillation
+from epic_training.pairs import TokenColumn
+from epic_training.stages import SCHEDULE, run_stage
+from epic_training.static_embeddings import (
+    RESERVED,
+    StaticConfig,
+    StaticEmbedder,
+    fit,
+    install,
+    sentence_basis,
+    zipf_log_weights,
+)
+from epic_training.teacher import TaughtTexts, Teacher, teach
+from epic_training.vocabulary import CONTINUED
+
+_PAD, _BOS, _EOS, _UNKNOWN = 0, 1, 2, 3
+_TOKENISE_AT_ONCE = 8192
+
+
+class Lessons:
+    """Texts as the student reads them, and what the teacher makes of them.
+
+    Args:
+        taught: of `teach`.
+        tokenizer: the student's.
+        basis: (teacher's width, k) of `sentence_basis`.
+        max_tokens: a text is cut here.
+    """
+
+    def __init__(
+        self, taught: TaughtTexts, tokenizer: Tokenizer, basis: Tensor, max_tokens: int
+    ) -> None:
+        self.texts = _tokenised(taught.texts, tokenizer, max_tokens)
+        self.projected = torch.from_numpy(taught.vectors.astype(np.float32)) @ basis  # (n, k)
+
+    @property
+    def targets(self) -> Tensor:
+        """(n, k + 2): zeros where the decoder's final states hold no meaning."""
+        return torch.nn.functional.pad(self.projected, (RESERVED, 0))
+
+
+def _tokenised(texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> TokenColumn:
+    pieces = [
+        np.asarray(encoding.ids[:max_tokens], dtype=np.int32)
+        for start in range(0, len(texts), _TOKENISE_AT_ONCE)
+        for encoding in tokenizer.encode_batch_fast(
+            list(texts[start : start + _TOKENISE_AT_ONCE]), add_special_tokens=False
+        )
+    ]
+    ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+    return TokenColumn(np.concatenate(pieces), ends)
+
+
+def distilled_start(
+    config: Mapping[str, Any], data: Path, out: Path, tokenizer: Tokenizer
+) -> tuple[PreTrainedModel, Lessons]:
+    """A decoder that gives the static embedder's vectors, and what it will be taught."""
+    taught = teach(config["teacher"], data, out / "teacher", config["dev_percent"])
+    file = out / "static.safetensors"
+    basis = load_file(file)["basis"] if file.is_file() else None
+    if basis is None:
+        basis = sentence_basis(taught.vectors, config["model"]["hidden_size"] - RESERVED)
+    lessons = Lessons(taught, tokenizer, basis, config["distil"]["max_tokens"])
+    if not file.is_file():
+        made = _static_embedder(config, tokenizer, lessons, basis)
+        partial = file.with_suffix(".partial")
+        save_file({"basis": basis, **made.state_dict()}, partial)
+        partial.replace(file)
+    state = load_file(file)
+    torch.manual_seed(config["seed"])
+    model = LlamaModel(
+        LlamaConfig(
+            vocab_size=tokenizer.get_vocab_size(),
+            **config["model"],
+            tie_word_embeddings=True,
+            pad_token_id=_PAD,
+            bos_token_id=_BOS,
+            eos_token_id=_EOS,
+        )
+    )
+    special = [_PAD, _BOS, _EOS, _UNKNOWN]
+    install(model, StaticEmbedder(state["vectors"], state["log_weights"]), special, _EOS)
+    return model, lessons
+
+
+def _static_embedder(
+    config: Mapping[str, Any], tokenizer: Tokenizer, lessons: Lessons, basis: Tensor
+) -> StaticEmbedder:
+    size = tokenizer.get_vocab_size()
+    words = [str(tokenizer.id_to_token(i)).removeprefix(CONTINUED) for i in range(size)]
+    vectors = Teacher(config["teacher"]["package"]).encode(words, max_tokens=16) @ basis
+    counts = np.bincount(lessons.texts.ids, minlength=size)
+    embedder = StaticEmbedder(vectors - vectors.mean(dim=0), zipf_log_weights(counts))
+    settings = StaticConfig(seed=config["seed"], **config["static"])
+    fit(embedder, lessons.texts, lessons.projected, settings)
+    return embedder
+
+
+def distillation(
+    config: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    lessons: Lessons,
+    instructions: Sequence[str],
+    most_shown: int = 0,
+) -> Distillation:
+    """The loss of the stage `distil`; later ones repeat it, with demonstrations in the prompts."""
+    known = {field.name for field in fields(DistilConfig)}
+    chosen = {key: value for key, value in config["distil"].items() if key in known}
+    return Distillation(
+        checkpoint,
+        lessons.texts,
+        lessons.targets,
+        instructions,
+        DistilConfig(**chosen),
+        seed=config["seed"],
+        end=_EOS,
+        most_shown=most_shown,
+    )
+
+
+def distil(config: Mapping[str, Any], loss: Distillation, out: Path) -> None:
+    """Run the stage `distil`."""
+    plan = {key: value for key, value in config["distil"].items() if key in SCHEDULE}
+    run_stage("distil", plan, config["distil"].get("weight_decay", 0.0), loss, loss, out)

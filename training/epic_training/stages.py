@@ -1,0 +1,98 @@
+"""The loop of one stage of the bundled model's training; it goes on where it was stopped.
+
+Knows nothing of losses and data.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from epic_retrieval.projector import Projector
+from epic_training.optimization import adamw, load_state, save_state, set_rate
+from epic_training.step import Parts
+
+_SAVE_EVERY = 50
+SCHEDULE = (
+    "steps",
+    "warmup",
+    "learning_rate",
+    "table_learning_rate",
+    "projector_learning_rate",
+    "bfloat16",
+)
+
+
+def run_stage(
+    name: str,
+    plan: Mapping[str, Any],
+    decay: float,
+    compute: Callable[[int], tuple[Tensor, Parts]],
+    module: nn.Module,
+    out: Path,
+) -> None:
+    """Train the parameters of a module; state and log are named after the stage.
+
+    Args:
+        name: of the stage.
+        plan: `steps`, `warmup`, `learning_rate`; `projector_learning_rate` where there is a
+            projector; `table_learning_rate` of the token embeddings, by default as the rest;
+            `bfloat16`: products in half precision, at half the time where the processor has it.
+        decay: weight decay of matrices.
+        compute: from the number of a step to its loss and what to log of it.
+        module: has the decoder as `model` and, where it is trained, a `projector`.
+        out: folder of `NAME.safetensors` and `NAME.jsonl`.
+    """
+    model: Any = module.model
+    steps = plan["steps"]
+    optimizer = adamw(_groups(module, plan), decay)
+    state = out / f"{name}.safetensors"
+    first = load_state(state, module, optimizer)
+    model.train()
+    recent: list[dict[str, float]] = []
+    progress = tqdm(total=steps, initial=first, desc=name, mininterval=10)
+    started = time.monotonic()
+    with (out / f"{name}.jsonl").open("a", encoding="utf-8") as log:
+        for step in range(first, steps):
+            set_rate(optimizer, step, plan["warmup"], steps)
+            with _precision(plan, model.device.type):
+                loss, parts = compute(step)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            recent.append({key: value.item() for key, value in parts.items()})
+            progress.update()
+            if (step + 1) % _SAVE_EVERY == 0 or step + 1 == steps:
+                save_state(state, step + 1, module, optimizer)
+                mean = {key: float(np.mean([part[key] for part in recent])) for key in recent[0]}
+                seconds = round(time.monotonic() - started)
+                log.write(json.dumps({"step": step + 1, **mean, "seconds": seconds}) + "\n")
+                log.flush()
+                progress.set_postfix(mean)
+                recent.clear()
+    progress.close()
+
+
+def _precision(plan: Mapping[str, Any], device: str) -> Any:  # noqa: ANN401 (a context of torch, or none)
+    return torch.autocast(device, torch.bfloat16) if plan.get("bfloat16") else nullcontext()
+
+
+def _groups(module: nn.Module, plan: Mapping[str, Any]) -> list[tuple[list[nn.Parameter], float]]:
+    """Parameters with their learning rates."""
+    model: Any = module.model
+    table = model.get_input_embeddings().weight
+    body = [parameter for parameter in model.parameters() if parameter is not table]
+    rate = plan["learning_rate"]
+    groups = [(body, rate), ([table], plan.get("table_learning_rate", rate))]
+    projector = getattr(module, "projector", None)
+    if isinstance(projector, Projector):
+        groups.append((list(projector.parameters()), plan["projector_learning_rate"]))
+    return groups
