@@ -593,8 +593,8 @@ def child_throughput(work: Path, passages: int, rounds: int) -> None:
     import torch
 
     from epic_retrieval.cli.models import encoder_info, load_encoder
-    from epic_retrieval.cli.stdlib_docs import stdlib_passages
     from epic_retrieval.index import build_index
+    from epic_retrieval.stdlib_docs import stdlib_passages
 
     torch.set_num_threads(1)
     encoder = load_encoder(None)

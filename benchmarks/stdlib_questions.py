@@ -22,8 +22,8 @@ import yaml
 from numpy.typing import NDArray
 
 from epic_retrieval import EpicEncoder, load_task
-from epic_retrieval.cli.stdlib_docs import stdlib_passages
 from epic_retrieval.prompt import MODES, Mode
+from epic_retrieval.stdlib_docs import stdlib_passages
 
 HERE = Path(__file__).parent
 TASK = "python-docs"

@@ -37,6 +37,7 @@ LINES = (
         "checkpoint",
         "checkpoint_config",
         "checkpoint_foreign",
+        "stdlib_docs",
     },
     {"prompt_cache", "batching", "query_batcher", "encoder", "pool", "shared"},
     {"analysis", "benchmarking", "demonstrations", "evaluation", "epic_training"} | INTEGRATIONS,

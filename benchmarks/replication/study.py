@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.replication.measure import Scorer
 from benchmarks.replication.tasks import UnseenTask, unseen_tasks
@@ -24,8 +24,10 @@ from epic_retrieval.errors import EpicError, InputError
 from epic_retrieval.prompt import Mode
 from epic_retrieval.prompt_cache import PromptCache
 from epic_retrieval.storage import digest_of, write_atomically
-from epic_training.bundled import prepare_tokenizer, prepare_tokens, pretrained_model
+from epic_training.bundled import instructions_of, new_checkpoint, prepare_tokenizer
 from epic_training.config import TrainConfig, load_config
+from epic_training.distilled import distil, distillation, distilled_start
+from epic_training.made import data_folders
 from epic_training.run import train
 
 HERE = Path(__file__).parent
@@ -59,9 +61,11 @@ def conditions(regime: str, *, whole: bool) -> list[Condition]:
     found = [Condition("none")]
     if regime == "plain":
         return found
-    found += [Condition(f"{SHOWN} shown, draw {n}", SHOWN, n) for n in range(DRAWS)]
+    draws = DRAWS if whole else 1
+    found += [Condition(f"{SHOWN} shown, draw {n}", SHOWN, n) for n in range(draws)]
     if whole:
-        found += [Condition(f"{count} shown, draw 0", count) for count in (1, 2, 8)]
+        if regime == "epic":
+            found += [Condition(f"{count} shown, draw 0", count) for count in (1, 2, 8)]
         found += [Condition(f"{SHOWN} {how}", SHOWN, 0, how) for how in ("swapped", "foreign")]
     return found
 
@@ -112,23 +116,27 @@ class Study:
                 print(f"{folder.name}: {error}", file=sys.stderr)
 
     def base(self) -> Path:
-        """Folder of the pretrained base; trained on first use."""
+        """Folder of the base that every run starts from; trained on first use."""
         folder = self._work / "base"
         made = folder / "model"
         if not made.is_dir():
-            settings = yaml.safe_load((HERE / "base.yaml").read_text(encoding="utf-8"))
+            settings = base_settings()
             folder.mkdir(parents=True, exist_ok=True)
-            tokenizer = prepare_tokenizer(settings, self._data, folder)
-            prepare_tokens(settings, self._data, folder, tokenizer)
-            model, log = pretrained_model(settings, folder)
-            whole = Qwen3ForCausalLM(cast(Qwen3Config, model.config))
+            folders = data_folders(settings, self._data / "train_clean", folder)
+            tokenizer = prepare_tokenizer(settings, folders, folder)
+            model, lessons = distilled_start(settings, folders, folder, tokenizer)
+            checkpoint = new_checkpoint(settings, folder, model)
+            loss = distillation(settings, checkpoint, lessons, instructions_of(settings))
+            distil(settings, loss, folder)
+            whole = LlamaForCausalLM(cast(LlamaConfig, model.config))
             whole.model.load_state_dict(model.state_dict())
             part = folder / "model.partial"
             shutil.rmtree(part, ignore_errors=True)
             shutil.copytree(folder / "tokenizer", part)
             whole.save_pretrained(part)
             part.replace(made)
-            self._record["base"] = {"pretraining": log}
+        log = (folder / "distil.jsonl").read_text(encoding="utf-8").splitlines()
+        self._record["base"] = {"distillation": [json.loads(line) for line in log]}
         return made
 
     def _config(self, base: Path, overlay: str, seed: int) -> TrainConfig:
@@ -195,6 +203,14 @@ class Study:
         }
         text = json.dumps(self._record, indent=1, ensure_ascii=False) + "\n"
         write_atomically(RESULTS, text.encode())
+
+
+def base_settings() -> dict[str, Any]:
+    """The recipe of the bundled model up to its distillation, with what base.yaml changes."""
+    own = load_yaml(HERE / "base.yaml")
+    settings = dict(load_yaml(HERE.parents[1] / own["recipe"]))
+    settings["distil"] = settings["distil"] | own["distil"]
+    return settings
 
 
 def load_yaml(path: Path) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from epic_retrieval import Demonstration, InputError, Task
 
 QUERIES = 150
-PASSAGES = 1000
+PASSAGES = 600
 PAIRS = 600
 PER_LABEL = 16
 TEXTS = 800

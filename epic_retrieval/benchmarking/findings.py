@@ -79,7 +79,8 @@ def _rival_sentences(record: Record) -> Iterator[str]:
         low, high = one["interval"]
         how = "in one batch" if kind == "batch" else "one query at a time"
         core = found.get((kind, "core", above, below))
-        also = f"; counting time on a core, {ratio_of(core)}" if core else ""
+        differs = core and ratio_of(core) != ratio_of(one)
+        also = f"; counting time on a core, {ratio_of(core)}" if core and differs else ""
         if low <= 1 <= high:
             yield f"{NAMES[above]}, {how}: no clear difference, {ratio_of(one)}{also}."
         else:

@@ -52,7 +52,7 @@ _CSS = """
 :root{color-scheme:light dark;%(light)s}
 @media(prefers-color-scheme:dark){:root{%(dark)s}}
 *{box-sizing:border-box}
-body{margin:0 auto;padding:2.5rem 1.25rem 5rem;max-width:60rem;background:var(--ground);
+body{margin:0 auto;padding:2.5rem 1.25rem 5rem;max-width:70rem;background:var(--ground);
 color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 h1{font-size:1.7rem;line-height:1.2;margin:0 0 .25rem}
 h2{font-size:1.25rem;margin:3rem 0 .5rem;padding-top:1rem;border-top:1px solid var(--line)}
@@ -139,6 +139,7 @@ def _about(record: Record) -> Iterator[str]:
     """What the figures belong to."""
     about = record.environment
     model, index = record.facts.get("model", {}), record.facts.get("index", {})
+    load = about.get("load_average_at_begin")
     entries = {
         "model": f"{model.get('name')}, {model.get('parameters', 0) / 1e6:,.0f} million parameters,"
         f" {model.get('precision')}, on {model.get('device')}",
@@ -146,7 +147,7 @@ def _about(record: Record) -> Iterator[str]:
         "machine": f"{about.get('cpu')}, {about.get('cores')} cores, {about.get('threads')} thread"
         + ("" if about.get("threads") == 1 else "s")
         + (f", {about['gpu']}" if about.get("gpu") else ""),
-        "load at the beginning": about.get("load_average_at_begin"),
+        "load at the beginning": None if load is None else f"{load:.1f}",
         "versions": ", ".join(f"{name} {one}" for name, one in about.get("versions", {}).items()),
         "commit": about.get("commit"),
         "command": about.get("command"),

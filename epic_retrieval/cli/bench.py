@@ -216,7 +216,7 @@ def _opened(
             yield index, list(islice(index.passages, _SAMPLE))
         return
     if corpus is None:
-        from epic_retrieval.cli.stdlib_docs import stdlib_passages
+        from epic_retrieval.stdlib_docs import stdlib_passages
 
         passages = spread_out(list(stdlib_passages()), limit)
     else:

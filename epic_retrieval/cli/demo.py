@@ -138,8 +138,8 @@ def _open_index(encoder: "EpicEncoder", console: "Console") -> "PassageIndex":
 
 def _build_index(encoder: "EpicEncoder", folder: "Path", console: "Console") -> None:
     from epic_retrieval.cli.building import build_with_progress
-    from epic_retrieval.cli.stdlib_docs import stdlib_passages
     from epic_retrieval.index._workplace import workplace
+    from epic_retrieval.stdlib_docs import stdlib_passages
 
     def announced() -> "Iterator[Passage]":
         """Nothing is taken of it before this process is the one that builds."""

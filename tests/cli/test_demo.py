@@ -13,8 +13,8 @@ from epic_retrieval.cli import demo
 from epic_retrieval.cli.app import app
 from epic_retrieval.cli.demo import QUESTIONS, TASK
 from epic_retrieval.cli.latency import CONDITIONS, measure
-from epic_retrieval.cli.stdlib_docs import stdlib_passages
 from epic_retrieval.index._workplace import workplace
+from epic_retrieval.stdlib_docs import stdlib_passages
 
 SOURCE = '''
 """A module that shows what is taken."""

@@ -144,3 +144,37 @@ def test_equal_texts_have_equal_keys() -> None:
     assert passages.shape == (5,)
     assert [int(key == passages[1]) for key in passages] == [0, 1, 0, 1, 0]
     assert passages[0] != passages[4]
+
+
+def test_mixed_batches_want_two_things_of_the_same_kind_of_text() -> None:
+    asked = [[1000 * row + 100 + place for place in range(9)] for row in range(1, 41)]
+    both = Source(Task("a", "Find it"), token_pairs(asked, LONG), 1.0)
+    make = replace(maker(both, size=12), mixed=1.0, instructions=("Find one", "Find two"))
+    instructions, directions = set(), set()
+    for step in range(40):
+        batch = make(step)
+        instructions.add(batch.task.instruction)
+        assert len(batch) == 6  # half: every query has a hard negative
+        assert batch.kinds == (0, 1, 0, 1, 0, 1)
+        assert batch.owners == tuple(range(6))
+        texts = [tuple(row) for row in batch.queries + batch.passages]
+        assert len(set(texts)) == len(texts)
+        for number, query in enumerate(map(ended, batch.queries)):
+            row = query[0] // 1000
+            found = [ended(batch.positives[number]), ended(batch.negatives[number])]
+            direct, other = found if number % 2 == 0 else found[::-1]
+            if query[0] % 1000 == 100:
+                directions.add("forwards")  # its passage, or itself without some words
+                assert direct in (LONG[row - 1][:42], LONG[row - 1][:50])
+                assert set(other) <= set(query)
+            else:
+                directions.add("backwards")  # its query, or how it goes on
+                assert direct == asked[row - 1][:7]
+                assert other in (LONG[row - 1][21:42], LONG[row - 1][25:50])
+    assert instructions == {"Find one", "Find two"}
+    assert directions == {"forwards", "backwards"}
+
+
+def test_texts_too_short_for_two_things_make_ordinary_batches() -> None:
+    short = Source(Task("short", "Find it"), token_pairs([row[:3] for row in SHORT], SHORT), 1.0)
+    assert not replace(maker(short), mixed=1.0)(0).kinds

@@ -22,6 +22,8 @@ DISTILLED: dict[str, Any] = {
     "teacher": {
         "package": "tiny_teacher",
         "texts": 400,
+        "families": 60,
+        "variants": 1,
         "max_tokens": 32,
         "shares": {"animals": 1.0, "twins": 0.5},
     },
@@ -34,9 +36,10 @@ DISTILLED: dict[str, Any] = {
         "learning_rate": 1.0e-3,
         "table_learning_rate": 1.0e-3,
         "max_tokens": 30,
+        "family": 2,
         "bfloat16": True,
     },
-    "contrastive": {**CONFIG["contrastive"], "own": 0.5, "replay": 0.5},
+    "contrastive": {**CONFIG["contrastive"], "own": 0.5, "replay": 0.5, "mixed": 0.5},
 }
 
 

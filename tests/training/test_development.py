@@ -67,7 +67,7 @@ def test_scores_are_of_held_out_queries_and_demonstrations_are_not(
     tmp_path: Path, encoder: Watched
 ) -> None:
     write_pairs(tmp_path / "toy", ROWS)
-    [score] = score_development(encoder, tmp_path, SETTINGS, 20)
+    [score] = score_development(encoder, {"toy": tmp_path / "toy"}, SETTINGS, 20)
     held_out = [row for row in ROWS[:80] if is_development(row["query"], 20)]
     assert (score.name, score.pairs) == ("toy", len(held_out))
     assert 5 < score.pairs < 40
@@ -105,14 +105,14 @@ def test_an_encoder_that_tells_nothing_apart_finds_nothing() -> None:
 
 def test_a_dataset_without_held_out_pairs_is_left_out(tmp_path: Path, encoder: Watched) -> None:
     write_pairs(tmp_path / "toy", ROWS)
-    assert score_development(encoder, tmp_path, SETTINGS, 0) == []
+    assert score_development(encoder, {"toy": tmp_path / "toy"}, SETTINGS, 0) == []
 
 
 def test_too_few_short_pairs_to_show(tmp_path: Path, encoder: Watched) -> None:
     rows = [{**row, "positive": row["positive"] + " and" * 200} for row in ROWS]
     write_pairs(tmp_path / "toy", rows)
     with pytest.raises(InputError, match="toy has fewer than 5 short training pairs"):
-        score_development(encoder, tmp_path, SETTINGS, 5)
+        score_development(encoder, {"toy": tmp_path / "toy"}, SETTINGS, 5)
 
 
 def open_toy(folder: Path, rows: Sequence[Mapping[str, str]], percent: float) -> TrainingSet:

@@ -74,16 +74,36 @@ def test_rows_stand_where_inference_puts_them(behind: float) -> None:
 def test_demonstrations_in_prompts_reach_the_projector() -> None:
     checkpoint = tiny_encoder("llama").checkpoint
     texts = column([[n, n + 1] for n in range(5, 45)])
-    config = DistilConfig(batch=12)
-    plain, shown = (
-        Distillation(checkpoint, texts, torch.randn(40, 32), ["Find it"], config, most_shown=most)
-        for most in (0, 3)
+    config = DistilConfig(batch=12, family=2)
+    targets = torch.randn(20, 32).repeat_interleave(2, dim=0)  # of two neighbours the same
+    plain, shown, foreign = (
+        Distillation(checkpoint, texts, vectors, ["Find it"], config, most_shown=most)
+        for most, vectors in ((0, targets), (3, targets), (3, torch.eye(40)[:, :32]))
     )
     assert checkpoint.projector is not None
     plain(0)[0].backward()
     weight = checkpoint.projector.output.weight
     assert weight.grad is None
+    for step in range(4):
+        foreign(step)[0].backward()  # nothing is alike, so nothing is shown
+    assert weight.grad is None
     for step in range(4):  # one in four shows none
         shown(step)[0].backward()
     assert weight.grad is not None
     assert weight.grad.abs().sum() > 0
+
+
+def test_families_are_drawn_together() -> None:
+    checkpoint = tiny_encoder("llama").checkpoint
+    rows = [[4 + number] for number in range(30)]
+    rows[9] = []  # an empty text is passed over, its family is not
+    step = Distillation(
+        checkpoint, column(rows), torch.randn(30, 32), ["Find it"], DistilConfig(batch=12, family=3)
+    )
+    met: set[int] = set()
+    for number in range(20):
+        drawn = step._drawn(np.random.default_rng(number)).tolist()
+        assert len(set(drawn)) == len(drawn) in {11, 12}
+        assert {row // 3 * 3 + place for row in drawn for place in range(3)} - set(drawn) <= {9}
+        met |= set(drawn)
+    assert met == set(range(30)) - {9}

@@ -69,3 +69,24 @@ def test_text_comes_as_often_as_it_should_and_changes_no_other_draw() -> None:
     assert all(shares[1.0])
     assert 0.25 < np.mean(shares[0.3]) < 0.35
     assert shown[0] == shown[1] == shown[2]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(2, 24),
+    groups=st.integers(1, 9),
+    most=st.integers(0, 5),
+    seed=st.integers(0, 10_000),
+)
+def test_groups_and_what_they_see_are_of_one_kind(
+    n: int, groups: int, most: int, seed: int
+) -> None:
+    kinds = [int(i) for i in np.random.default_rng(seed).integers(0, 2, size=n)]
+    rng = np.random.default_rng(seed)
+    draws = draw_demonstrations(distinct(n), groups, most, rng, kinds=kinds)
+    assert sorted(i for draw in draws for i in draw.members) == list(range(n))
+    for draw in draws:
+        [kind] = {kinds[i] for i in draw.members}
+        assert {kinds[i] for i in draw.shown} <= {kind}
+        others = kinds.count(kind) - len(draw.members)
+        assert min(1, most, others) <= len(draw.shown) <= most

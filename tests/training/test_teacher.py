@@ -15,6 +15,10 @@ from tests.training.teachers import write_teacher
 SHARES = {"animals": 1.0, "twins": 0.5}
 
 
+def folders(data: Path) -> dict[str, Path]:
+    return {name: data / name for name in SHARES}
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_toy_data(tmp_path_factory.mktemp("data"))
@@ -27,17 +31,17 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_texts_are_distinct_shuffled_and_of_the_training_split(data: Path) -> None:
-    texts = teacher_texts(data, SHARES, dev_percent=8.0)
+    texts = teacher_texts(folders(data), SHARES, dev_percent=8.0)
     assert len(set(texts)) == len(texts)
-    assert texts == teacher_texts(data, SHARES, dev_percent=8.0)
+    assert texts == teacher_texts(folders(data), SHARES, dev_percent=8.0)
     assert texts != sorted(texts)
     asked = [text for text in texts if text.startswith("where does")]
     assert 250 < len(asked) < 300
     assert not any(is_development(text, 8.0) for text in asked)
-    fewer = teacher_texts(data, {"animals": 0.2}, dev_percent=8.0)
+    fewer = teacher_texts(folders(data), {"animals": 0.2}, dev_percent=8.0)
     assert set(fewer) < set(texts)
     with pytest.raises(InputError, match="no texts for the teacher"):
-        teacher_texts(data, {"animals": 0.0}, dev_percent=8.0)
+        teacher_texts(folders(data), {"animals": 0.0}, dev_percent=8.0)
 
 
 def test_vectors_are_means_of_states_whatever_the_batch(package: str) -> None:
@@ -61,14 +65,14 @@ def test_a_stopped_run_goes_on_at_the_first_missing_shard(
     out = tmp_path / "teacher"
     with pytest.raises(FileNotFoundError):
         taught_so_far(out)
-    whole = teach(config, data, out, 8.0)
+    whole = teach(config, folders(data), out, 8.0)
     assert whole.vectors.shape == (250, 48)
     assert whole.vectors.dtype == np.float16
     assert json.loads((out / "texts.json").read_text()) == list(whole.texts)
     kept = (out / "vectors-0000.npy").stat().st_mtime_ns
     (out / "vectors-0001.npy").unlink()
     assert len(taught_so_far(out).texts) == len(taught_so_far(out).vectors) == 100
-    again = teach(config, data, out, 8.0)
+    again = teach(config, folders(data), out, 8.0)
     assert np.array_equal(again.vectors, whole.vectors)
     assert (out / "vectors-0000.npy").stat().st_mtime_ns == kept
     for path in out.glob("vectors-*.npy"):

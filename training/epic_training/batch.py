@@ -36,6 +36,8 @@ class Batch:
             none are.
         scores: per query, a teacher's scores of its positive and its own hard negatives, in order.
         in_batch_negatives: False: the only negatives of a query are its own.
+        kinds: per query, what is wanted of it where a batch wants several things, which only
+            demonstrations of the same kind can tell; empty: one for all.
         name: of the dataset.
         origin: row numbers in the dataset.
     """
@@ -48,6 +50,7 @@ class Batch:
     texts: Sequence[tuple[str, str]] = ()
     scores: Sequence[Sequence[float]] | None = None
     in_batch_negatives: bool = True
+    kinds: Sequence[int] = ()
     name: str = ""
     origin: Sequence[int] = ()
 

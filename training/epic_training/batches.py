@@ -15,6 +15,8 @@ from epic_training.batch import Batch, Row
 from epic_training.pairs import TokenisedPairs
 
 _SHORTEST_CROPPED = 40  # tokens
+_SHORTEST_REWORDED = 4
+_HALVED = 24  # tokens that a passage must have to be cut in two
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ class BatchMaker:
         instructions: what a batch's instruction is drawn from when it is not its own.
         own: probability that a batch keeps its data set's own instruction.
         end: id that every row ends in.
+        mixed: probability that a batch wants two things of the same kind of text, which only
+            demonstrations tell apart: of a query its passage, or itself in other words; of the
+            beginning of a passage its query, or how it goes on. What the other wants is the hard
+            negative.
     """
 
     sources: Sequence[Source]
@@ -60,6 +66,7 @@ class BatchMaker:
     instructions: Sequence[str] = ()
     own: float = 1.0
     end: int = 2
+    mixed: float = 0.0
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step.
@@ -75,6 +82,10 @@ class BatchMaker:
         batch = Batch(source.task, [], [])
         owners: list[int] = []
         limit = int(rng.choice(self.passage_tokens))
+        if self.mixed and rng.random() < self.mixed:
+            mixed = self._mixed(source, limit, rng)
+            if mixed is not None:
+                return mixed
         for index in rng.choice(len(source.pairs), size=min(2 * self.size, len(source.pairs))):
             pair = self._pair(source, int(index), limit, rng)
             if pair is None or tuple(pair[0]) in queries or tuple(pair[1]) in positives:
@@ -101,6 +112,41 @@ class BatchMaker:
             return replace(batch, task=replace(source.task, instruction=other))
         return batch
 
+    def _mixed(self, source: Source, limit: int, rng: np.random.Generator) -> Batch | None:
+        """A batch of two kinds, or None where the texts are too short for one."""
+        backwards = bool(rng.random() < 0.5)
+        pairs, size = source.pairs, self.size // 2  # every query has a hard negative of its own
+        task = Task(f"{source.task.name}-mixed", _pick(self.instructions, source.task, rng))
+        batch = Batch(task, [], [], name=task.name)
+        kinds: list[int] = []
+        seen: set[tuple[int, ...]] = set()
+        for index in rng.choice(len(pairs), size=min(4 * size, len(pairs))):
+            row, passage = pairs.query[index], pairs.positive[index][:limit]
+            if backwards:
+                if len(passage) < _HALVED:
+                    continue
+                asked = passage[: len(passage) // 2][: self.query_tokens]
+                wanted = row[: self.query_tokens], passage[len(passage) // 2 :]
+            else:
+                asked = row[: self.query_tokens]
+                if len(asked) < _SHORTEST_REWORDED:
+                    continue
+                wanted = passage, _reworded(asked, rng)
+            texts = {tuple(asked.tolist()), *(tuple(one.tolist()) for one in wanted)}
+            if texts & seen or () in texts or len(texts) < 3:
+                continue
+            seen |= texts
+            kind = len(kinds) % 2
+            kinds.append(kind)
+            batch.queries.append([*asked.tolist(), self.end])
+            batch.positives.append([*wanted[kind].tolist(), self.end])
+            batch.negatives.append([*wanted[1 - kind].tolist(), self.end])
+            if len(kinds) == size:
+                break
+        if len(kinds) < max(2, size // 2):
+            return None
+        return replace(batch, owners=tuple(range(len(kinds))), kinds=tuple(kinds))
+
     def _pair(
         self, source: Source, index: int, limit: int, rng: np.random.Generator
     ) -> tuple[Row, Row, Row] | None:
@@ -115,6 +161,19 @@ class BatchMaker:
             return None
         negative = pairs.negative[index][:limit]
         return query[: self.query_tokens].tolist(), positive.tolist(), negative.tolist()
+
+
+def _pick(instructions: Sequence[str], task: Task, rng: np.random.Generator) -> str:
+    return instructions[int(rng.integers(len(instructions)))] if instructions else task.instruction
+
+
+def _reworded(row: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.int32]:
+    """A text in other words, as far as a rule can: a fifth left out, its halves exchanged."""
+    kept = row[rng.random(len(row)) >= 0.2]
+    if rng.random() < 0.5:
+        half = len(kept) // 2
+        kept = np.concatenate([kept[half:], kept[:half]])
+    return kept
 
 
 def _crop(

@@ -37,6 +37,7 @@ from epic_training.batches import BatchMaker, Source
 from epic_training.development import score_development
 from epic_training.distil import DistilConfig, Distillation
 from epic_training.distilled import distil, distillation, distilled_start
+from epic_training.made import data_folders
 from epic_training.model_card import write_model_card
 from epic_training.objective import Objective
 from epic_training.pairs import open_pairs, read_pairs, tokenise_pairs
@@ -52,21 +53,24 @@ logger = logging.getLogger(__name__)
 
 _PAD, _BOS, _EOS = 0, 1, 2
 _LATER_STAGES = ("instructions", "text")
+Folders = Mapping[str, Path]  # of the data sets, by name
 
 
-def prepare_tokenizer(config: dict[str, Any], data: Path, out: Path) -> Tokenizer:
+def prepare_tokenizer(config: dict[str, Any], folders: Folders, out: Path) -> Tokenizer:
     """Make the tokenizer, unless `out` has it already."""
     file = out / "tokenizer" / "tokenizer.json"
     if not file.is_file():
-        save_tokenizer(_new_tokenizer(config, data), file.parent)
+        save_tokenizer(_new_tokenizer(config, folders), file.parent)
     return Tokenizer.from_file(str(file))
 
 
-def prepare_tokens(config: dict[str, Any], data: Path, out: Path, tokenizer: Tokenizer) -> None:
+def prepare_tokens(
+    config: dict[str, Any], folders: Folders, out: Path, tokenizer: Tokenizer
+) -> None:
     """Tokenise every dataset, unless `out` has it already."""
     for name in tqdm(config["data"], desc="tokenising"):
         tokenise_pairs(
-            data / name,
+            folders[name],
             out / "tokens" / name,
             tokenizer,
             max_tokens=config["max_tokens"],
@@ -75,16 +79,16 @@ def prepare_tokens(config: dict[str, Any], data: Path, out: Path, tokenizer: Tok
         )
 
 
-def _new_tokenizer(config: dict[str, Any], data: Path) -> Tokenizer:
+def _new_tokenizer(config: dict[str, Any], folders: Folders) -> Tokenizer:
     if "teacher" in config:
         return wordpiece_tokenizer(teacher_folder(config["teacher"]["package"]))
-    return train_tokenizer(_tokenizer_texts(config, data), config["tokenizer"]["vocabulary"])
+    return train_tokenizer(_tokenizer_texts(config, folders), config["tokenizer"]["vocabulary"])
 
 
-def _tokenizer_texts(config: dict[str, Any], data: Path) -> Iterator[str]:
+def _tokenizer_texts(config: dict[str, Any], folders: Folders) -> Iterator[str]:
     for name in config["data"]:
         every = 1 if name in config["tokenizer"]["whole"] else config["tokenizer"]["every"]
-        for number, pair in enumerate(read_pairs(data / name / "pairs.jsonl.gz")):
+        for number, pair in enumerate(read_pairs(folders[name] / "pairs.jsonl.gz")):
             if number % every == 0:
                 yield pair.query
                 yield pair.positive
@@ -182,6 +186,8 @@ def train_contrastive(
     chosen = dict(config["contrastive"])
     batch, decay = chosen.pop("batch"), chosen.pop("weight_decay")
     own, weight = chosen.pop("own", 1.0), chosen.pop("replay", 0.0)
+    mixed = chosen.pop("mixed", 0.0)
+    chosen.pop("replay_batch", None)
     plan = {key: chosen.pop(key) for key in SCHEDULE if key in chosen}
     limits = {key: chosen.pop(key) for key in ("negatives", "query_tokens", "passage_tokens")}
     objective = Objective(**{one.name: chosen.pop(one.name) for one in fields(Objective)})
@@ -194,6 +200,7 @@ def train_contrastive(
         end=_EOS,
         own=own,
         instructions=pool if own < 1 else (),
+        mixed=mixed,
         **limits,
     )
     step_loss = ContrastiveStep(checkpoint, settings)
@@ -224,7 +231,10 @@ def contrast(
 
     def compute(step: int) -> tuple[Tensor, Parts]:
         rng = np.random.default_rng([make_batch.seed, step])
-        loss, parts = step_loss(make_batch(step), rng)
+        batch = make_batch(step)
+        loss, parts = step_loss(batch, rng)
+        if batch.kinds:
+            parts = {f"mixed_{name}": value for name, value in parts.items()}
         if replay is None:
             return loss, parts
         repeated, weight = replay
@@ -243,19 +253,22 @@ def main(
     logging.basicConfig(level=logging.INFO)
     settings = _complete(yaml.safe_load(config.read_text(encoding="utf-8")))
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = prepare_tokenizer(settings, data, out)
+    folders = data_folders(settings, data, out)
+    tokenizer = prepare_tokenizer(settings, folders, out)
     device: Any = "cuda" if torch.cuda.is_available() else "cpu"
     replay = None
     if "teacher" in settings:
-        model, lessons = distilled_start(settings, data, out, tokenizer)
+        model, lessons = distilled_start(settings, folders, out, tokenizer)
         checkpoint = new_checkpoint(settings, out, model.to(device))
         known = instructions_of(settings)
         distil(settings, distillation(settings, checkpoint, lessons, known), out)
-        shown = settings["contrastive"]["max_demonstrations"]
-        replay = distillation(settings, checkpoint, lessons, known, most_shown=shown)
-        prepare_tokens(settings, data, out, tokenizer)
+        shown, size = (
+            settings["contrastive"].get(key) for key in ("max_demonstrations", "replay_batch")
+        )
+        replay = distillation(settings, checkpoint, lessons, known, most_shown=shown, batch=size)
+        prepare_tokens(settings, folders, out, tokenizer)
     else:
-        prepare_tokens(settings, data, out, tokenizer)
+        prepare_tokens(settings, folders, out, tokenizer)
         model, _ = pretrained_model(settings, out)
         checkpoint = new_checkpoint(settings, out, model.to(device))
     train_contrastive(settings, out, checkpoint, replay)
@@ -263,7 +276,7 @@ def main(
     assert checkpoint.projector is not None  # noqa: S101
     checkpoint.projector.half()
     save_checkpoint(checkpoint, out / "checkpoint")
-    describe(settings, data, out)
+    describe(settings, folders, out)
     logger.info("saved %s", out / "checkpoint")
 
 
@@ -280,19 +293,19 @@ def _complete(config: dict[str, Any]) -> dict[str, Any]:
     return complete
 
 
-def describe(config: dict[str, Any], data: Path, out: Path) -> None:
+def describe(config: dict[str, Any], folders: Folders, out: Path) -> None:
     """Score the saved checkpoint on the development splits, choose its default mode by them.
 
     Mode "epic" is the default unless demonstrations lower the mean score.
     """
     folder = out / "checkpoint"
     encoder = EpicEncoder.from_pretrained(folder, cache=PromptCache(None))
-    scores = score_development(encoder, data, config["data"], config["dev_percent"])
+    scores = score_development(encoder, folders, config["data"], config["dev_percent"])
     if sum(float(np.mean(score.shown)) - score.none for score in scores) < 0:
         found = EpicConfig.load(folder)
         replace(found, modes=("none", "epic", *found.modes[2:])).save(folder)
     metas = {
-        name: json.loads((data / name / "meta.json").read_text(encoding="utf-8"))
+        name: json.loads((folders[name] / "meta.json").read_text(encoding="utf-8"))
         for name in config["data"]
     }
     log = {}

@@ -124,13 +124,13 @@ def _pairs(one: TrainingSet, numbers: NDArray[np.int64]) -> Iterable[Pair]:
 
 
 def score_development(
-    encoder: EpicEncoder, data: Path, settings: Mapping[str, Any], percent: float
+    encoder: EpicEncoder, folders: Mapping[str, Path], settings: Mapping[str, Any], percent: float
 ) -> list[DevelopmentScore]:
     """Score every data set of the bundled model's configuration that has held-out pairs."""
     scores = []
     for name, chosen in settings.items():
         task = Task(name, chosen["instruction"], symmetric=chosen.get("symmetric", False))
-        pairs = list(read_pairs(data / name / "pairs.jsonl.gz"))
+        pairs = list(read_pairs(folders[name] / "pairs.jsonl.gz"))
         held_out = (p for p in pairs if is_development(p.query, percent))
         first = list(islice(_distinct(held_out), MOST_PAIRS))
         if first:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,6 +19,8 @@ from epic_retrieval.prompt import Prompt, Vectors, build_prompt
 from epic_training.encoding import RowEncoder
 from epic_training.pairs import TokenColumn
 from epic_training.step import Parts
+
+_ALIKE = 0.6  # cosine by the teacher of two texts that are shown as alike
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class DistilConfig:
         temperature: of these similarities.
         max_tokens: a text is cut here; the teacher saw no more either.
         rows_at_once: rows per forward pass, sorted by length.
+        family: texts come in blocks of so many that are drawn together (`made.families`): only side
+            by side do small differences tell.
     """
 
     batch: int
@@ -40,6 +45,7 @@ class DistilConfig:
     temperature: float = 0.05
     max_tokens: int = 62
     rows_at_once: int = 64
+    family: int = 1
 
 
 class Distillation(nn.Module):
@@ -53,9 +59,9 @@ class Distillation(nn.Module):
         config: of a step.
         seed: of all draws.
         end: id that every row ends in.
-        most_shown: up to so many demonstrations stand in the prompt too, as vectors of texts of the
-            step that have nothing to do with each other: prompts must not add to a text's meaning,
-            however long they are. Needs texts that stand behind nothing.
+        most_shown: up to so many demonstrations stand in the prompt too, as vectors of neighbours
+            that the teacher finds alike: shown that, a text is to keep its meaning. Needs texts
+            that stand behind nothing.
     """
 
     def __init__(
@@ -74,15 +80,14 @@ class Distillation(nn.Module):
         self.model = checkpoint.adapter or checkpoint.backbone.model
         self.checkpoint, self.config = checkpoint, config
         self._texts, self._targets, self._instructions = texts, targets, instructions
-        self._usable = np.flatnonzero(np.diff(texts.ends, prepend=0))
+        self._usable = np.diff(texts.ends, prepend=0) > 0
         self._seed, self._end, self._most_shown = seed, end, most_shown
         self._rows = RowEncoder(checkpoint, config.rows_at_once, cached=False)
 
     def forward(self, step: int) -> tuple[Tensor, Parts]:
         """A scalar, and what to log: the mean cosine, and the second loss."""
         rng = np.random.default_rng([self._seed, step])
-        size = min(self.config.batch, len(self._usable))
-        chosen = rng.choice(self._usable, size=size, replace=False)
+        chosen = self._drawn(rng)
         limit = self.config.max_tokens
         rows = [[*self._texts[int(i)][:limit].tolist(), self._end] for i in chosen]
         behind = round(self.config.behind * len(rows))
@@ -92,7 +97,7 @@ class Distillation(nn.Module):
             alone = self._rows.encode(rows[behind:], self._rows.bare)
         states = [alone]
         if behind:
-            prompt = self._prompt(instruction, alone, rng)
+            prompt = self._prompt(instruction, alone, chosen[behind:], rng)
             run = self._rows.behind(self._rows.embed(prompt))
             states.insert(0, self._rows.encode(rows[:behind], run))
         return distillation_loss(
@@ -102,16 +107,36 @@ class Distillation(nn.Module):
             self.config.temperature,
         )
 
-    def _prompt(self, instruction: str, alone: Tensor, rng: np.random.Generator) -> Prompt:
-        """An instruction, behind vectors of some of the texts `alone` (m, d) if there are to be."""
+    def _drawn(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Rows of this step's texts, family by family."""
+        family, blocks = self.config.family, -(-len(self._usable) // self.config.family)
+        first = rng.choice(blocks, size=min(self.config.batch // family, blocks), replace=False)
+        rows: NDArray[np.int64] = (first[:, None] * family + np.arange(family)).reshape(-1)
+        rows = rows[rows < len(self._usable)]
+        kept: NDArray[np.int64] = rows[self._usable[rows]]
+        return kept
+
+    def _prompt(
+        self,
+        instruction: str,
+        alone: Tensor,
+        rows: NDArray[np.int64],
+        rng: np.random.Generator,
+    ) -> Prompt:
+        """An instruction, behind vectors of pairs of the texts `alone` (m, d) if so drawn."""
         template, g = self.checkpoint.config.template, self.checkpoint.projector
-        count = min(int(rng.integers(self._most_shown + 1)), len(alone) // 2)
-        if not count or g is None:
+        most = int(rng.integers(self._most_shown + 1))
+        if not most or g is None:
             return build_prompt(template, instruction)
-        vectors = g(alone[: 2 * count]).split(1)
+        targets = functional.normalize(self._targets[rows], dim=1)
+        alike = [
+            first
+            for first in range(0, len(rows) - 1, 2)
+            if float(targets[first] @ targets[first + 1]) >= _ALIKE
+        ]
         shown = [
-            {"query": Vectors(query), "passage": Vectors(passage)}
-            for query, passage in zip(vectors[::2], vectors[1::2], strict=True)
+            {"query": Vectors(g(alone[i : i + 1])), "passage": Vectors(g(alone[i + 1 : i + 2]))}
+            for i in alike[:most]
         ]
         return build_prompt(template, instruction, shown)
 

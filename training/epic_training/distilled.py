@@ -71,10 +71,10 @@ def _tokenised(texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> T
 
 
 def distilled_start(
-    config: Mapping[str, Any], data: Path, out: Path, tokenizer: Tokenizer
+    config: Mapping[str, Any], folders: Mapping[str, Path], out: Path, tokenizer: Tokenizer
 ) -> tuple[PreTrainedModel, Lessons]:
     """A decoder that gives the static embedder's vectors, and what it will be taught."""
-    taught = teach(config["teacher"], data, out / "teacher", config["dev_percent"])
+    taught = teach(config["teacher"], folders, out / "teacher", config["dev_percent"])
     file = out / "static.safetensors"
     basis = load_file(file)["basis"] if file.is_file() else None
     if basis is None:
@@ -121,10 +121,12 @@ def distillation(
     lessons: Lessons,
     instructions: Sequence[str],
     most_shown: int = 0,
+    batch: int | None = None,
 ) -> Distillation:
     """The loss of the stage `distil`; later ones repeat it, with demonstrations in the prompts."""
     known = {field.name for field in fields(DistilConfig)}
     chosen = {key: value for key, value in config["distil"].items() if key in known}
+    chosen["batch"] = batch or chosen["batch"]
     return Distillation(
         checkpoint,
         lessons.texts,

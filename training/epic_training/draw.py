@@ -3,6 +3,7 @@
 No query ever sees its own pair, nor one that shares a text with it. Knows nothing of models.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,7 @@ def draw_demonstrations(
     most: int,
     rng: np.random.Generator,
     text_share: float = 0.0,
+    kinds: Sequence[int] = (),
 ) -> list[Draw]:
     """Split a batch into groups; each shares a prompt drawn from the pairs outside of it.
 
@@ -41,16 +43,34 @@ def draw_demonstrations(
         most: K; the number shown is uniform on 0..K, as far as there are pairs to show.
         rng: of all draws; each of them is made whatever the values of the others.
         text_share: probability that a group's demonstrations are text.
+        kinds: of the queries. A group is then of one kind, is shown pairs of this kind, and at
+            least one of them.
     """
-    parts = np.array_split(rng.permutation(len(keys)), min(groups, len(keys)))
     draws = []
-    for members in parts:
-        count = int(rng.integers(0, most + 1))
+    for members, least in _groups(len(keys), groups, rng, kinds):
+        count = int(rng.integers(least, max(most, least) + 1)) if most else 0
         order = rng.permutation(len(keys))
         allowed = order[~_touches(keys[order], keys[members])]
+        if kinds:
+            allowed = allowed[np.asarray(kinds)[allowed] == kinds[members[0]]]
         textual = bool(rng.random() < text_share)
         draws.append(Draw(members, _distinct(allowed, keys)[:count], textual))
     return draws
+
+
+def _groups(
+    n: int, groups: int, rng: np.random.Generator, kinds: Sequence[int]
+) -> Iterator[tuple[Indices, int]]:
+    """Members of each group, and how many pairs it must be shown."""
+    if not kinds:
+        for members in np.array_split(rng.permutation(n), min(groups, n)):
+            yield members, 0
+        return
+    different = sorted(set(kinds))
+    for kind in different:
+        rows = rng.permutation(np.flatnonzero(np.asarray(kinds) == kind))
+        for members in np.array_split(rows, min(-(-groups // len(different)), len(rows))):
+            yield members, 1
 
 
 def _touches(pairs: NDArray[np.int64], members: NDArray[np.int64]) -> NDArray[np.bool_]:

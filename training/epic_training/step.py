@@ -149,7 +149,7 @@ class ContrastiveStep(nn.Module):
         loss, negatives = self.config.objective(batch, mine, queries, passages)
         weight = mean_weight(counts(len(batch), self.world), self.rank)
         parts = {"loss": loss.detach() * weight, "negatives": negatives * weight}
-        if self.config.plain_weight:
+        if self._judges_plain(batch):
             plain = alone.queries.pooled[torch.tensor([alone.place[int(i)] for i in mine])]
             plain_loss, _ = self.config.objective(batch, mine, plain, passages)
             parts["plain_loss"] = plain_loss.detach() * weight
@@ -166,8 +166,12 @@ class ContrastiveStep(nn.Module):
         groups = n if config.prompts == "sample" else config.groups
         textual = 1.0 if config.mode == "text" else config.text_share
         return draw_demonstrations(
-            batch.pair_keys(), groups, config.max_demonstrations, rng, textual
+            batch.pair_keys(), groups, config.max_demonstrations, rng, textual, batch.kinds
         )
+
+    def _judges_plain(self, batch: Batch) -> bool:
+        """Whether queries without demonstrations are judged too: not where these tell the aim."""
+        return bool(self.config.plain_weight) and not batch.kinds
 
     def _needs_prompt(self, draw: Draw) -> bool:
         """Whether a draw's queries stand behind more than their instruction."""
@@ -184,7 +188,7 @@ class ContrastiveStep(nn.Module):
             for i in draw.shown
         ]
         plain = [int(i) for draw in draws if not self._needs_prompt(draw) for i in draw.members]
-        if self.config.plain_weight:
+        if self._judges_plain(batch):
             plain = list(range(len(batch)))
         needed = sorted({*plain, *(encoded if "query" in own.method.vectors else [])})
         instructed = own.instruct_demonstration_passages and not batch.task.symmetric

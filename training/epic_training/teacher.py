@@ -22,7 +22,9 @@ from tqdm import tqdm
 
 from epic_retrieval.errors import CheckpointError, InputError
 from epic_retrieval.storage import write_atomically
+from epic_training.made import families
 from epic_training.pairs import is_development, read_pairs
+from epic_training.stages import half_is_fast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -81,8 +83,8 @@ class Teacher:
         longest = int(lengths.max())
         ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
         mask = (torch.arange(longest)[None, :] < lengths[:, None]).long()
-        # bfloat16 halves the time; cosines with float32's vectors are above 0.999.
-        with torch.autocast("cpu", torch.bfloat16):
+        # Where it is fast, bfloat16 halves the time; cosines with float32's are above 0.999.
+        with torch.autocast("cpu", torch.bfloat16, enabled=half_is_fast("cpu")):
             states = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         mean: Tensor = (states * mask[..., None]).sum(dim=1) / lengths[:, None]
         return mean
@@ -104,24 +106,28 @@ def teacher_folder(package: str) -> Path:
     return folder
 
 
-def teacher_texts(data: Path, shares: Mapping[str, float], dev_percent: float) -> list[str]:
+def teacher_texts(
+    folders: Mapping[str, Path], shares: Mapping[str, float], dev_percent: float
+) -> list[str]:
     """Texts of training pairs, each once, in an order that only their contents decide.
 
     Args:
-        data: folder of data sets.
+        folders: of the data sets.
         shares: data set to the share of its pairs whose texts are taken.
         dev_percent: of the queries, held out; texts of their pairs are left out where no other
             pair has them.
     """
     kept: set[str] = set()
     for name, share in shares.items():
-        for pair in read_pairs(data / name / "pairs.jsonl.gz"):
+        for pair in read_pairs(folders[name] / "pairs.jsonl.gz"):
             if is_development(pair.query, dev_percent):
                 continue
             if _number(f"{name} {pair.query}") < share:
                 kept.update(text for text in (pair.query, pair.positive, pair.negative) if text)
     if not kept:
-        raise InputError(f"no texts for the teacher in {data} with shares {dict(shares)}")
+        raise InputError(
+            f"no texts for the teacher with shares {dict(shares)} of the training pairs"
+        )
     return sorted(kept, key=_number)
 
 
@@ -130,18 +136,23 @@ def _number(text: str) -> float:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48
 
 
-def teach(config: Mapping[str, Any], data: Path, out: Path, dev_percent: float) -> TaughtTexts:
+def teach(
+    config: Mapping[str, Any], folders: Mapping[str, Path], out: Path, dev_percent: float
+) -> TaughtTexts:
     """Encode the texts, or read what an earlier run wrote.
 
     Args:
-        config: `package`, `texts` (at most so many), `max_tokens` and `shares`.
-        data: folder of data sets.
+        config: `package`, `texts` (at most so many), `max_tokens` and `shares`; `families` of so
+            many sentences with `variants` of each, see `made.families`.
+        folders: of the data sets.
         out: folder of `texts.json` and the shards; made where it is missing.
         dev_percent: as in `teacher_texts`.
     """
     file = out / "texts.json"
     if not file.is_file():
-        texts = teacher_texts(data, config["shares"], dev_percent)[: config["texts"]]
+        texts = teacher_texts(folders, config["shares"], dev_percent)[: config["texts"]]
+        if config.get("families"):
+            texts = families(texts, config["families"], config["variants"])
         write_atomically(file, json.dumps(texts).encode())
     texts = json.loads(file.read_text(encoding="utf-8"))
     shards = list(_shards(out, len(texts)))

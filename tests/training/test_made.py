@@ -1,0 +1,69 @@
+"""Texts that are made: from documentation, and of sentences by rules."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from epic_retrieval.errors import InputError
+from epic_training import made
+from epic_training.made import bent, data_folders, families, stdlib_pairs
+from epic_training.pairs import Pair, read_pairs
+
+SENTENCES = [f"the {a} {v} near the old {p}" for a in "ab" for v in "cdef" for p in "ghij"]
+SHORT = [f"word {n}" for n in range(11)]
+
+
+def test_families_are_blocks_of_a_sentence_and_its_variants() -> None:
+    texts = families([*SHORT, *SENTENCES], count=20, variants=3)
+    assert texts == families([*SHORT, *SENTENCES], count=20, variants=3)
+    blocks = [texts[start : start + 4] for start in range(0, len(texts), 4)]
+    parents = [block for block in blocks if block[0] in SENTENCES[:20]]
+    assert len(parents) == 20
+    for sentence, *variants in parents:
+        assert len({sentence, *variants}) == 4
+        for variant in variants:
+            assert set(variant.split()) & set(sentence.split())
+    others = [text for block in blocks if block not in parents for text in block]
+    assert len(others) == 20  # of 11 + 12, what fills blocks
+    assert set(others) <= {*SHORT, *SENTENCES[20:]}
+
+
+def test_a_sentence_is_bent_in_every_way() -> None:
+    sentence, other = "a man is slicing an onion on a board", "the bank left its rates unchanged"
+    found = {variant for word in ("", "1", "2") for variant in bent(sentence + word, other, [], 12)}
+    words = sentence.split()
+    assert any(sorted(one.split()) == sorted(words) != one.split() for one in found), "moved"
+    assert any(len(one.split()) < len(words) and set(one.split()) < set(words) for one in found)
+    assert any(one.startswith("the bank left") for one in found), "joined"
+    assert bent("no no no no no", "no no no no no", ["no"], 3)[-1] == "no no no no no"
+
+
+def test_documentation_becomes_pairs(tmp_path: Path) -> None:
+    (tmp_path / "shutil.py").write_text(
+        "def copyTree_all(src):\n    '''Copy a whole directory tree elsewhere. Links are kept.'''\n"
+    )
+    first, name = stdlib_pairs(tmp_path)
+    assert first.query == "Copy a whole directory tree elsewhere."
+    assert first.positive == "shutil.copyTree_all(src)\nLinks are kept."
+    assert name.query == "shutil copy Tree all"
+    assert name.positive.endswith("elsewhere. Links are kept.")
+
+
+def test_made_data_sets_lie_in_the_training_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = Pair("open a file", "open(file)\nOpen a file.")
+    monkeypatch.setitem(made.MAKERS, "stdlib", (lambda: iter([pair]), "free"))
+    config = {"data": {"given": {}, "ours": {"made": "stdlib"}}}
+    found = data_folders(config, tmp_path / "data", tmp_path / "out")
+    assert found == {"given": tmp_path / "data/given", "ours": tmp_path / "out/made/ours"}
+    meta = json.loads((found["ours"] / "meta.json").read_text())
+    pairs = list(read_pairs(found["ours"] / "pairs.jsonl.gz"))
+    assert pairs == [pair]
+    assert meta == {"pairs": 1, "licence": "free"}
+    written = (found["ours"] / "pairs.jsonl.gz").stat().st_mtime_ns
+    assert data_folders(config, tmp_path / "data", tmp_path / "out") == found
+    assert (found["ours"] / "pairs.jsonl.gz").stat().st_mtime_ns == written
+    with pytest.raises(InputError, match="made is 'stdlb'; expected stdlib"):
+        data_folders({"data": {"x": {"made": "stdlb"}}}, tmp_path, tmp_path / "out")

@@ -1,0 +1,183 @@
+"""Training texts that the project makes itself: documentation at hand, and sentences bent by rules.
+
+Small models learn from a teacher what they are shown. Pairs of sentences that share most words and
+differ in meaning are rare in collections, so they are made: words replaced, moved, left out, joined
+with another sentence. What each then means, the teacher says. Knows nothing of models.
+"""
+
+import gzip
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from epic_retrieval.errors import InputError
+from epic_retrieval.stdlib_docs import stdlib_passages
+from epic_retrieval.storage import write_atomically
+from epic_training.pairs import Pair
+
+_CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
+_FEWEST_WORDS, _MOST_WORDS = 5, 40  # of a sentence that is bent
+_TRIES = 5
+_RARE = 2  # words that occur less often are left out of the lexicon: mostly typing errors and codes
+
+
+def data_folders(config: Mapping[str, Any], data: Path, out: Path) -> dict[str, Path]:
+    """Where each data set of a configuration lies; those that are made are made on first use.
+
+    Args:
+        config: of the whole training; a data set with `made: NAME` is made by us.
+        data: folder of the others.
+        out: of the training; `made/` in it holds what is made.
+    """
+    folders = {}
+    for name, settings in config["data"].items():
+        maker = settings.get("made")
+        folders[name] = data / name if maker is None else out / "made" / name
+        if maker is not None and not (folders[name] / "meta.json").is_file():
+            if maker not in MAKERS:
+                raise InputError(
+                    f"data set {name}: made is {maker!r}; expected {', '.join(MAKERS)}"
+                )
+            pairs, licence = MAKERS[maker]
+            _write(folders[name], list(pairs()), licence)
+    return folders
+
+
+def stdlib_pairs(stdlib: Path | None = None) -> Iterator[Pair]:
+    """What a docstring begins with, or a name's words, and the documentation they belong to.
+
+    Args:
+        stdlib: folder of sources; this interpreter's standard library by default.
+    """
+    for passage in stdlib_passages(stdlib):
+        first, *rest = _SENTENCE_END.split(passage.text.strip(), maxsplit=1)
+        if len(first.split()) >= _FEWEST_WORDS:
+            yield Pair(" ".join(first.split()), f"{passage.title}\n{rest[0] if rest else first}")
+        words = " ".join(_CAMEL_CASE.sub(" ", part) for part in passage.id.split(".")[-2:])
+        yield Pair(words.replace("_", " ").strip(), f"{passage.title}\n{passage.text}")
+
+
+MAKERS: dict[str, tuple[Callable[[], Iterator[Pair]], str]] = {
+    "stdlib": (stdlib_pairs, "PSF-2.0 (docstrings of the standard library that trains it)")
+}
+
+
+def _write(folder: Path, pairs: Sequence[Pair], licence: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with gzip.open(folder / "pairs.jsonl.gz", "wt", encoding="utf-8") as file:
+        for pair in pairs:
+            row = {"query": pair.query, "positive": pair.positive}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    meta = {"pairs": len(pairs), "licence": licence}
+    write_atomically(folder / "meta.json", json.dumps(meta).encode())
+
+
+def families(texts: Sequence[str], count: int, variants: int) -> list[str]:
+    """Texts in blocks of 1 + `variants`: a sentence and what was made of it, or unrelated texts.
+
+    Args:
+        texts: each once, in any order; their contents alone decide every draw.
+        count: families, as far as there are sentences of a fitting length.
+        variants: made of each.
+
+    Returns:
+        Blocks in an order like that of `texts`; texts that fill no block are left out.
+    """
+    size = 1 + variants
+    lexicon = _lexicon(texts)
+    parents = [text for text in texts if _FEWEST_WORDS <= len(text.split()) <= _MOST_WORDS][:count]
+    chosen = set(parents)
+    others = [text for text in texts if text not in chosen]
+    blocks = [
+        [parent, *bent(parent, parents[number - 1], lexicon, variants)]
+        for number, parent in enumerate(parents)
+    ]
+    blocks += [others[i : i + size] for i in range(0, len(others) - size + 1, size)]
+    order = np.random.default_rng(len(texts)).permutation(len(blocks))
+    return [text for i in order for text in blocks[int(i)]]
+
+
+def _lexicon(texts: Sequence[str]) -> list[str]:
+    """Words of letters that occur in at least two texts, in alphabetical order."""
+    counts = Counter(word for text in texts for word in set(text.lower().split()))
+    return sorted(word for word, n in counts.items() if n >= _RARE and word.isalpha())
+
+
+def bent(text: str, other: str, lexicon: Sequence[str], count: int) -> list[str]:
+    """`count` different sentences made of one.
+
+    Args:
+        text: the sentence; it decides all draws.
+        other: what it may be joined with.
+        lexicon: what words are replaced by; empty: words of `other` are taken.
+        count: how many.
+    """
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    rng = np.random.default_rng(int.from_bytes(digest, "big"))
+    words, foreign = text.split(), other.split()
+    found: list[str] = []
+    for number in range(count * _TRIES):
+        if len(found) == count:
+            break
+        rule = _RULES[(number + int(digest[0])) % len(_RULES)]
+        made = " ".join(rule(list(words), foreign, lexicon or foreign, rng))
+        if made and made != " ".join(words) and made not in found:
+            found.append(made)
+    # A text of one repeated word can run out of variants; it then stands for itself.
+    return found + [text] * (count - len(found))
+
+
+def _replaced(
+    words: list[str],
+    foreign: Sequence[str],  # noqa: ARG001
+    lexicon: Sequence[str],
+    rng: np.random.Generator,
+) -> list[str]:
+    for place in rng.choice(len(words), size=1 + int(len(words) > 8), replace=False):
+        words[int(place)] = lexicon[int(rng.integers(len(lexicon)))]
+    return words
+
+
+def _moved(
+    words: list[str],
+    foreign: Sequence[str],  # noqa: ARG001
+    lexicon: Sequence[str],  # noqa: ARG001
+    rng: np.random.Generator,
+) -> list[str]:
+    """Two words change places: who does what to whom."""
+    a, b = (int(i) for i in rng.choice(len(words), size=2, replace=False))
+    words[a], words[b] = words[b], words[a]
+    return words
+
+
+def _shortened(
+    words: list[str],
+    foreign: Sequence[str],  # noqa: ARG001
+    lexicon: Sequence[str],  # noqa: ARG001
+    rng: np.random.Generator,
+) -> list[str]:
+    kept = rng.random(len(words)) >= 0.3
+    return [word for word, keep in zip(words, kept, strict=True) if keep]
+
+
+def _joined(
+    words: list[str],
+    foreign: Sequence[str],
+    lexicon: Sequence[str],  # noqa: ARG001
+    rng: np.random.Generator,
+) -> list[str]:
+    """One half of each."""
+    half, other = len(words) // 2, len(foreign) // 2
+    if rng.random() < 0.5:
+        return [*words[:half], *foreign[other:]]
+    return [*foreign[:other], *words[half:]]
+
+
+_RULES = (_replaced, _moved, _shortened, _joined)
