@@ -7,7 +7,7 @@ demonstrations come from rows that are scored nowhere. Knows nothing of models.
 import gzip
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +89,24 @@ class UnseenTask:
 
 def unseen_tasks(data: Path) -> list[UnseenTask]:
     """All tasks, from the folder with retrieval/, reranking/, sts/ and so on."""
-    return [
+    tasks = [
         *(_retrieval(data / "retrieval" / name, text) for name, text in _RETRIEVAL.items()),
         _reranking(data / "reranking" / "trecqa"),
         *(_pairs(data, path, split) for path, split in _PAIRED.items()),
         *(_classification(data / "classification" / name, text) for name, text in _LABELS.items()),
         *(_clustering(data / "clustering" / name, text) for name, text in _CLUSTERS.items()),
     ]
+    return [replace(one, pool=_unscored(one)) for one in tasks]
+
+
+def _unscored(one: UnseenTask) -> list[Demonstration]:
+    """The pool without pairs whose texts are asked for: SICK has its sentences in both splits."""
+    asked = {
+        text
+        for texts in (getattr(one.data, name, ()) for name in ("queries", "left", "right", "texts"))
+        for text in texts
+    }
+    return [pair for pair in one.pool if not {pair.query, pair.passage} & asked][:_POOL]
 
 
 _RETRIEVAL = {
@@ -156,7 +167,7 @@ def _retrieval(folder: Path, instruction: str) -> UnseenTask:
         {place[row]: grade for row, grade in judged[name].items() if row in place} for name in asked
     ]
     ranking = Ranking([texts[name] for name in asked], [corpus[row] for row in rows], None, grades)
-    return UnseenTask(Task(folder.name, instruction), "Retrieval", ranking, pool[:_POOL])
+    return UnseenTask(Task(folder.name, instruction), "Retrieval", ranking, pool)
 
 
 def _reranking(folder: Path) -> UnseenTask:
@@ -175,7 +186,7 @@ def _reranking(folder: Path) -> UnseenTask:
     pool = [Demonstration(row["query"], row["positive"][0]) for row in usable("train")]
     ranking = Ranking([row["query"] for row in rows], passages, candidates, grades)
     instruction = "Given a question, retrieve sentences that answer it"
-    return UnseenTask(Task(folder.name, instruction), "Reranking", ranking, pool[:_POOL])
+    return UnseenTask(Task(folder.name, instruction), "Reranking", ranking, pool)
 
 
 def _pairs(data: Path, path: str, split: tuple[str, str, str]) -> UnseenTask:
@@ -188,7 +199,7 @@ def _pairs(data: Path, path: str, split: tuple[str, str, str]) -> UnseenTask:
     alike = [Demonstration(a, b) for grade, a, b in known if float(grade) >= 0.9 * best and a != b]
     scored = Pairs([r[1] for r in rows], [r[2] for r in rows], [float(r[0]) for r in rows])
     task = Task(folder.name, instruction, symmetric=True)
-    return UnseenTask(task, family, scored, alike[:_POOL])
+    return UnseenTask(task, family, scored, alike)
 
 
 def _classification(folder: Path, instruction: str) -> UnseenTask:

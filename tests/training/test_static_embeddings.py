@@ -127,9 +127,13 @@ def test_prompt_vectors_start_unnoticed() -> None:
         before = backbone.encode(rows_, backbone.prefix(projector(alone[:4])))
         start_unnoticed(projector, model, BOS)
         after = backbone.encode(rows_, backbone.prefix(projector(alone[:4])))
-    seen, unseen = (torch.cosine_similarity(alone, one, dim=1) for one in (before, after))
+        start_unnoticed(projector, model, BOS, noticed=0.6)
+        between = backbone.encode(rows_, backbone.prefix(projector(alone[:4])))
+    seen, unseen, some = (
+        torch.cosine_similarity(alone, one, dim=1) for one in (before, after, between)
+    )
     assert unseen.min() > 0.99
-    assert unseen.min() > seen.min()
+    assert unseen.min() > some.min() > seen.min()
 
 
 def test_all_of_such_a_decoder_learns() -> None:

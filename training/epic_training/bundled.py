@@ -186,7 +186,7 @@ def train_contrastive(
     chosen = dict(config["contrastive"])
     batch, decay = chosen.pop("batch"), chosen.pop("weight_decay")
     own, weight = chosen.pop("own", 1.0), chosen.pop("replay", 0.0)
-    mixed = chosen.pop("mixed", 0.0)
+    mixed, noticed = chosen.pop("mixed", 0.0), chosen.pop("noticed", 0.0)
     chosen.pop("replay_batch", None)
     plan = {key: chosen.pop(key) for key in SCHEDULE if key in chosen}
     limits = {key: chosen.pop(key) for key in ("negatives", "query_tokens", "passage_tokens")}
@@ -210,7 +210,7 @@ def train_contrastive(
         rows = [[_BOS, *row] for row in make_batch(0).positives[:64]]
         projector.scale_to(backbone.encode(rows), backbone.embedding_rms())
     if "teacher" in config:
-        start_unnoticed(projector, backbone.model, _BOS)
+        start_unnoticed(projector, backbone.model, _BOS, noticed)
     repeated = None if replay is None or not weight else (replay, weight)
     compute = contrast(make_batch, step_loss, repeated)
     run_stage("contrastive", plan, decay, compute, step_loss, out)

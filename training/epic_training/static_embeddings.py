@@ -169,16 +169,24 @@ def install(model: Any, embedder: StaticEmbedder, special: Sequence[int], end: i
 
 
 @torch.no_grad()
-def start_unnoticed(projector: Projector, model: Any, special: int) -> None:  # noqa: ANN401 (a decoder of transformers)
+def start_unnoticed(
+    projector: Projector,
+    model: Any,  # noqa: ANN401 (a decoder of transformers)
+    special: int,
+    noticed: float = 0.0,
+) -> None:
     """Give prompt vectors the weight of a token that no mean notices, until they learn to be seen.
 
     Args:
         projector: scaled to the token embeddings.
         model: after `install`.
         special: id of such a token.
+        noticed: 0: its weight; 1: that of an ordinary token; between them, between in log weight.
+            What is not noticed at all gets next to no gradient, and learns slowly.
     """
+    weight = model.get_input_embeddings().weight[special, _WEIGHT]  # 0: an ordinary token
     projector.output.weight[_WEIGHT] = 0
-    projector.output.bias[_WEIGHT] = model.get_input_embeddings().weight[special, _WEIGHT]
+    projector.output.bias[_WEIGHT] = (1 - noticed) * weight
 
 
 def _weighted_mean(attention: Any, width: int, heads: int) -> None:  # noqa: ANN401 (of transformers)
