@@ -15,7 +15,8 @@ from epic_training.batch import Batch, Row
 from epic_training.pairs import TokenisedPairs
 
 _SHORTEST_CROPPED = 40  # tokens
-_SHORTEST_REWORDED = 4
+_SHORTEST_THINNED = 6
+_KEPT = 0.45  # of a thinned text's tokens: about as far from it then as its passage is
 _HALVED = 24  # tokens that a passage must have to be cut in two
 
 
@@ -52,9 +53,9 @@ class BatchMaker:
         own: probability that a batch keeps its data set's own instruction.
         end: id that every row ends in.
         mixed: probability that a batch wants two things of the same kind of text, which only
-            demonstrations tell apart: of a query its passage, or itself in other words; of the
+            demonstrations tell apart: of a query its passage, or a few of its own words; of the
             beginning of a passage its query, or how it goes on. What the other wants is the hard
-            negative.
+            negative, and about as similar.
     """
 
     sources: Sequence[Source]
@@ -129,10 +130,10 @@ class BatchMaker:
                 wanted = row[: self.query_tokens], passage[len(passage) // 2 :]
             else:
                 asked = row[: self.query_tokens]
-                if len(asked) < _SHORTEST_REWORDED:
+                if len(asked) < _SHORTEST_THINNED:
                     continue
-                wanted = passage, _reworded(asked, rng)
-            texts = {tuple(asked.tolist()), *(tuple(one.tolist()) for one in wanted)}
+                wanted = passage, asked[rng.random(len(asked)) < _KEPT]
+            texts = {tuple(one.tolist()) for one in (asked, *wanted)}
             if texts & seen or () in texts or len(texts) < 3:
                 continue
             seen |= texts
@@ -165,15 +166,6 @@ class BatchMaker:
 
 def _pick(instructions: Sequence[str], task: Task, rng: np.random.Generator) -> str:
     return instructions[int(rng.integers(len(instructions)))] if instructions else task.instruction
-
-
-def _reworded(row: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.int32]:
-    """A text in other words, as far as a rule can: a fifth left out, its halves exchanged."""
-    kept = row[rng.random(len(row)) >= 0.2]
-    if rng.random() < 0.5:
-        half = len(kept) // 2
-        kept = np.concatenate([kept[half:], kept[:half]])
-    return kept
 
 
 def _crop(

@@ -51,8 +51,8 @@ better. It knows English only, and of that mostly technical documentation, medic
 3. {training["steps"]} steps of EPIC contrastive training of all weights, batch {training["batch"]}
    ({_minutes(log["contrastive"])} minutes): up to {training["max_demonstrations"]} demonstrations
    a prompt, drawn per group ({training["groups"]} groups a batch), temperature
-   {training["temperature"]}, loss of the plain query weighted {training["plain_weight"]};
-{_later_stages(config, log)}
+   {training["temperature"]}, loss of the plain query weighted {training["plain_weight"]}
+{_mixed(training)}{_later_stages(config, log)}
 All decisions are in `epic_config.json`. The batches of stage 3 also include passages to be found by
 a few words that were cut out of them (`crop` in the configuration).
 
@@ -86,13 +86,31 @@ def _start(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, fl
 1. token embeddings: each token's vector by the teacher, fitted with one weight each so that their
    means over texts come close to the teacher's vectors; the decoder starts as that mean;
 2. {taught["steps"]} steps of distillation, {taught["batch"]} texts each, half of them behind an
-   instruction ({_minutes(log["distil"])} minutes);"""
+   instruction ({_minutes(log["distil"])} minutes){_bent(config["teacher"])};"""
     shape = config["pretrain"]
     return f"""Trained from nothing on a two-core CPU, with `training/configs/bundled.yaml`:
 
 1. token embeddings from co-occurrence statistics (PMI, truncated SVD);
 2. {shape["steps"]} steps of next-token prediction, {shape["batch"]} x
    {shape["length"]} tokens each ({_minutes(log["pretrain"])} minutes);"""
+
+
+def _bent(teacher: Mapping[str, Any]) -> str:
+    if not teacher.get("families"):
+        return ""
+    return (
+        f";\n   {teacher['families']:,} sentences come with {teacher['variants']} made of them by"
+        " rules: words replaced, moved, left out, joined"
+    )
+
+
+def _mixed(training: Mapping[str, Any]) -> str:
+    if not training.get("mixed"):
+        return ""
+    return (
+        f"   ({training['mixed']:.0%} of the batches want two things of the same kind of text, which"
+        " only\n   demonstrations tell apart);\n"
+    )
 
 
 def _others(config: Mapping[str, Any]) -> str:
