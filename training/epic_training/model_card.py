@@ -108,8 +108,8 @@ def _mixed(training: Mapping[str, Any]) -> str:
     if not training.get("mixed"):
         return ""
     return (
-        f"   ({training['mixed']:.0%} of the batches want two things of the same kind of text, which"
-        " only\n   demonstrations tell apart);\n"
+        f"   ({training['mixed']:.0%} of the batches want two things of the same kind of text,"
+        " which only\n   demonstrations tell apart);\n"
     )
 
 
