@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from epic_retrieval.prompt import build_prompt, passage_prompt
+from epic_retrieval.prompt import Text, build_prompt, passage_prompt
 from epic_retrieval.tasks import Task
 from epic_training.distil import DistilConfig, Distillation, distillation_loss
 from tests.models import tiny_encoder
@@ -91,6 +91,24 @@ def test_demonstrations_in_prompts_reach_the_projector() -> None:
         shown(step)[0].backward()
     assert weight.grad is not None
     assert weight.grad.abs().sum() > 0
+
+
+def test_foreign_text_before_the_instruction() -> None:
+    checkpoint = tiny_encoder("llama").checkpoint
+    texts, targets = column([[n, n + 1] for n in range(5, 45)]), torch.randn(40, 32)
+    step = Distillation(checkpoint, texts, targets, ["Find it"], DistilConfig(batch=12, textual=3))
+    kept = build_prompt(checkpoint.config.template, "Find it").prefix
+    shown = []
+    for number in range(30):
+        rng = np.random.default_rng(number)
+        prompt = step._prompt("Find it", torch.zeros(0, 32), np.arange(0), rng)
+        words = "".join(piece.text for piece in prompt.prefix if isinstance(piece, Text))
+        end = "".join(piece.text for piece in kept if isinstance(piece, Text))
+        assert words.endswith(end)
+        shown.append(words.count("Find it") - 1)
+    assert set(shown) == {0, 1, 2, 3}
+    assert 8 < shown.count(0) < 22
+    assert torch.isfinite(step(1)[0])
 
 
 def test_families_are_drawn_together() -> None:

@@ -187,7 +187,7 @@ def train_contrastive(
     batch, decay = chosen.pop("batch"), chosen.pop("weight_decay")
     own, weight = chosen.pop("own", 1.0), chosen.pop("replay", 0.0)
     mixed, noticed = chosen.pop("mixed", 0.0), chosen.pop("noticed", 0.0)
-    chosen.pop("replay_batch", None)
+    chosen.pop("replayed", None)
     plan = {key: chosen.pop(key) for key in SCHEDULE if key in chosen}
     limits = {key: chosen.pop(key) for key in ("negatives", "query_tokens", "passage_tokens")}
     objective = Objective(**{one.name: chosen.pop(one.name) for one in fields(Objective)})
@@ -262,10 +262,9 @@ def main(
         checkpoint = new_checkpoint(settings, out, model.to(device))
         known = instructions_of(settings)
         distil(settings, distillation(settings, checkpoint, lessons, known), out)
-        shown, size = (
-            settings["contrastive"].get(key) for key in ("max_demonstrations", "replay_batch")
-        )
-        replay = distillation(settings, checkpoint, lessons, known, most_shown=shown, batch=size)
+        shown = settings["contrastive"]["max_demonstrations"]
+        changes = settings["contrastive"].get("replayed", {})
+        replay = distillation(settings, checkpoint, lessons, known, most_shown=shown, **changes)
         prepare_tokens(settings, folders, out, tokenizer)
     else:
         prepare_tokens(settings, folders, out, tokenizer)

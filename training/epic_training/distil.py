@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from epic_retrieval.checkpoint import Checkpoint
-from epic_retrieval.prompt import Prompt, Vectors, build_prompt
+from epic_retrieval.prompt import Piece, Prompt, Text, Vectors, build_prompt
 from epic_training.encoding import RowEncoder
 from epic_training.pairs import TokenColumn
 from epic_training.step import Parts
 
+_SHOWN_TOKENS = 32  # of a text in a demonstration that is text
 _ALIKE = 0.6  # cosine by the teacher of two texts that are shown as alike
 
 
@@ -37,6 +38,8 @@ class DistilConfig:
         rows_at_once: rows per forward pass, sorted by length.
         family: texts come in blocks of so many that are drawn together (`made.families`): only side
             by side do small differences tell.
+        textual: in half of the steps up to so many demonstrations stand before the instruction as
+            text, made of any texts: what stands before a text is not a part of its meaning.
     """
 
     batch: int
@@ -46,6 +49,7 @@ class DistilConfig:
     max_tokens: int = 62
     rows_at_once: int = 64
     family: int = 1
+    textual: int = 0
 
 
 class Distillation(nn.Module):
@@ -125,6 +129,8 @@ class Distillation(nn.Module):
     ) -> Prompt:
         """An instruction, behind vectors of pairs of the texts `alone` (m, d) if so drawn."""
         template, g = self.checkpoint.config.template, self.checkpoint.projector
+        if self.config.textual and rng.random() < 0.5:
+            return build_prompt(template, instruction, self._foreign(rng), textual=True)
         most = int(rng.integers(self._most_shown + 1))
         if not most or g is None:
             return build_prompt(template, instruction)
@@ -139,6 +145,15 @@ class Distillation(nn.Module):
             for i in alike[:most]
         ]
         return build_prompt(template, instruction, shown)
+
+    def _foreign(self, rng: np.random.Generator) -> list[dict[str, Piece]]:
+        """Demonstrations that are text, of texts drawn from all."""
+        count = 2 * int(rng.integers(1, self.config.textual + 1))
+        drawn = rng.choice(np.flatnonzero(self._usable), size=count)
+        decode = self.checkpoint.tokenizer.hf.decode
+        texts = [Text(str(decode(self._texts[int(i)][:_SHOWN_TOKENS].tolist()))) for i in drawn]
+        pairs = zip(texts[::2], texts[1::2], strict=True)
+        return [{"query": query, "passage": passage} for query, passage in pairs]
 
 
 def distillation_loss(

@@ -121,18 +121,17 @@ def distillation(
     lessons: Lessons,
     instructions: Sequence[str],
     most_shown: int = 0,
-    batch: int | None = None,
+    **changes: Any,  # noqa: ANN401 (fields of DistilConfig)
 ) -> Distillation:
     """The loss of the stage `distil`; later ones repeat it, with demonstrations in the prompts."""
     known = {field.name for field in fields(DistilConfig)}
     chosen = {key: value for key, value in config["distil"].items() if key in known}
-    chosen["batch"] = batch or chosen["batch"]
     return Distillation(
         checkpoint,
         lessons.texts,
         lessons.targets,
         instructions,
-        DistilConfig(**chosen),
+        DistilConfig(**(chosen | changes)),
         seed=config["seed"],
         end=_EOS,
         most_shown=most_shown,
