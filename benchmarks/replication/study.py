@@ -56,15 +56,21 @@ class Condition:
     spoilt: str = ""
 
 
-def conditions(regime: str, *, whole: bool) -> list[Condition]:
-    """Those of a regime; `whole` adds what only the main comparison asks."""
+def conditions(regime: str, *, whole: bool, first: bool = True) -> list[Condition]:
+    """Those of a regime.
+
+    Args:
+        regime: "plain", "text" or "epic".
+        whole: add what only the main comparison asks.
+        first: and what only the first seed is asked there.
+    """
     found = [Condition("none")]
     if regime == "plain":
         return found
     draws = DRAWS if whole else 1
     found += [Condition(f"{SHOWN} shown, draw {n}", SHOWN, n) for n in range(draws)]
     if whole:
-        if regime == "epic":
+        if regime == "epic" and first:
             found += [Condition(f"{count} shown, draw 0", count) for count in (1, 2, 8)]
         found += [Condition(f"{SHOWN} {how}", SHOWN, 0, how) for how in ("swapped", "foreign")]
     return found
@@ -104,7 +110,7 @@ class Study:
         # The main comparison first, all its seeds.
         wanted.sort(key=lambda one: self._plan["runs"][one[0]]["seeds"] == 1)
         for name, seed in wanted:
-            config = self._config(base, self._plan["runs"][name]["overlay"], seed)
+            config = self._config(base, self._plan["runs"][name], seed)
             folder = self._work / f"{name}-{seed}-{_digest(config)}"
             done = self._record["results"].setdefault(folder.name, {})
             if done.get("finished"):
@@ -139,15 +145,16 @@ class Study:
         self._record["base"] = {"distillation": [json.loads(line) for line in log]}
         return made
 
-    def _config(self, base: Path, overlay: str, seed: int) -> TrainConfig:
+    def _config(self, base: Path, row: Mapping[str, Any], seed: int) -> TrainConfig:
         overrides = [
             f"base={json.dumps(str(base.resolve()))}",
             f"run.seed={seed}",
             *self._plan["settings"],
         ]
         # The settings of a row of the plan stand last: they are what is special about it.
-        special = load_yaml(OVERLAYS / f"{overlay}.yaml")
+        special = load_yaml(OVERLAYS / f"{row['overlay']}.yaml")
         overrides += [f"{key}={json.dumps(value)}" for key, value in flat(special).items()]
+        overrides += row.get("settings", [])
         return load_config([], overrides, mix=HERE / "study.mix.yaml", data=self._data)
 
     def _one(
@@ -163,7 +170,8 @@ class Study:
         done |= {"seed": seed, "regime": config.regime, "commit": run["commit"]}
         done |= {"development": json.loads((checkpoint / "scores.json").read_text())["mean"]}
         whole = self._plan["runs"].get(name, {}).get("seeds", 1) > 1
-        for condition in conditions(config.regime, whole=whole):
+        first = seed == self._plan["seeds"][0]
+        for condition in conditions(config.regime, whole=whole, first=first):
             scores = done.setdefault("scores", {})
             if condition.name in scores:
                 continue
