@@ -105,3 +105,10 @@ def test_tasks_show_only_what_is_not_scored(data_root: Path) -> None:
             case Labelled(texts=texts):
                 assert len(texts) == len(one.data.labels)
         assert not [pair for pair in one.pool if {pair.query, pair.passage} & set(texts)]
+
+
+def test_the_page_says_what_the_results_say() -> None:
+    page = report.PAGE.read_text(encoding="utf-8")
+    assert report.renewed(page, report.load()) == page, (
+        "run python -m benchmarks.replication.report"
+    )

@@ -1,6 +1,6 @@
 """What the study found, from its JSON: a verdict per claim of the paper, tables and a plot.
 
-    python -m benchmarks.replication.report
+    python -m benchmarks.replication.report    # renews the tables in README.md beside it
 
 A difference is taken task by task and seed by seed. Its interval comes from resampling tasks and
 seeds (95 %, 10,000 draws): it says what other tasks and other seeds would have shown.
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from benchmarks.replication.study import RESULTS, SHOWN, load_yaml
 
 HERE = Path(__file__).parent
+PAGE = HERE / "README.md"
+_MARKS = ("<!-- tables -->", "<!-- . -->")
 _RESAMPLES = 10_000
 Scores = Mapping[str, Mapping[str, float]]  # condition -> task -> score
 _WITH = f"{SHOWN} shown"
@@ -204,7 +206,27 @@ def plot(runs: Mapping[str, Sequence[Scores]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def counts_table(runs: Mapping[str, Sequence[Scores]]) -> str:
+    """EPIC's mean by the number of demonstrations, and by what is wrong with them: first seed."""
+    [first, *_] = runs["epic"]
+    lines = ["| shown to EPIC, first seed | mean over tasks |", "|---|---|"]
+    names = ("none", *(f"{n} shown, draw 0" for n in (1, 2, SHOWN, 8)))
+    lines += [
+        f"| {name} | {np.mean(list(first[name].values())):.2f} |"
+        for name in (*names, f"{SHOWN} swapped", f"{SHOWN} foreign")
+    ]
+    return "\n".join(lines)
+
+
+def renewed(page: str, runs: Mapping[str, Sequence[Scores]]) -> str:
+    """The page with the tables of these runs between its marks."""
+    before, rest = page.split(_MARKS[0])
+    _, after = rest.split(_MARKS[1])
+    tables = "\n\n".join(table(runs) for table in (claims_table, runs_table, counts_table))
+    return f"{before}{_MARKS[0]}\n\n{tables}\n\n{_MARKS[1]}{after}"
+
+
 if __name__ == "__main__":
     finished = load()
-    print(claims_table(finished), runs_table(finished), sep="\n\n")
+    PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8"), finished), encoding="utf-8")
     plot(finished, RESULTS.with_suffix(".png"))

@@ -9,8 +9,9 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -163,6 +164,7 @@ class Study:
         checkpoint = train(config, folder)
         encoder = EpicEncoder.from_pretrained(checkpoint, cache=PromptCache(None))
         scorer = Scorer(encoder)
+        cut = partial(encoder.checkpoint.tokenizer.cut, tokens=config.demonstrations.tokens)
         mode: Mode = encoder.checkpoint.config.modes[0]
         shown = next((m for m in encoder.checkpoint.config.modes if m != "none"), mode)
         name, seed = folder.name.rsplit("-", 2)[0], config.run.seed
@@ -177,7 +179,7 @@ class Study:
                 continue
             kind: Mode = shown if condition.count else "none"
             scores[condition.name] = {
-                one.task.name: round(self._score(scorer, one, unseen, condition, kind), 3)
+                one.task.name: round(self._score(scorer, one, unseen, condition, kind, cut), 3)
                 for one in unseen
             }
             self._save()
@@ -193,6 +195,7 @@ class Study:
         unseen: Sequence[UnseenTask],
         condition: Condition,
         mode: Mode,
+        cut: Callable[[str], str],
     ) -> float:
         source = one
         if condition.spoilt == "foreign":
@@ -201,6 +204,8 @@ class Study:
         if condition.spoilt == "swapped":
             rolled = [*pairs[1:], *pairs[:1]]
             pairs = [Demonstration(a.query, b.passage) for a, b in zip(pairs, rolled, strict=True)]
+        if mode == "text":  # cut as they are in training
+            pairs = [Demonstration(cut(a.query), cut(a.passage)) for a in pairs]
         task: Task = one.task.with_demonstrations(pairs) if pairs else one.task
         return scorer.score(one, task, mode)
 

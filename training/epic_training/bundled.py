@@ -52,7 +52,7 @@ from epic_training.vocabulary import wordpiece_tokenizer
 logger = logging.getLogger(__name__)
 
 _PAD, _BOS, _EOS = 0, 1, 2
-_LATER_STAGES = ("instructions", "text")
+_LATER_STAGES = ("instructions", "text", "projector")
 Folders = Mapping[str, Path]  # of the data sets, by name
 
 
@@ -174,7 +174,8 @@ def train_contrastive(
     a built-in task; then, where the configuration has them, two shorter stages: `instructions`, in
     which most batches get the instruction of some built-in task instead, since a model that saw one
     instruction per data set is thrown off course by any other; and `text`, which also shows
-    demonstrations as text, so that mode "text" works at all.
+    demonstrations as text, so that mode "text" works at all; `projector`, in which nothing else
+    learns.
 
     Args:
         config: of the whole training.
@@ -218,8 +219,20 @@ def train_contrastive(
         if stage in config:
             later = dict(config[stage])
             own, text_share = later.pop("own"), later.pop("text_share", 0.0)
-            varied = replace(make_batch, instructions=pool, own=own, seed=config["seed"] + number)
-            shown = ContrastiveStep(checkpoint, replace(settings, text_share=text_share))
+            varied = replace(
+                make_batch,
+                instructions=pool,
+                own=own,
+                seed=config["seed"] + number,
+                mixed=later.pop("mixed", mixed),
+            )
+            changed = replace(settings, text_share=text_share)
+            if stage == "projector":
+                changed = replace(changed, plain_weight=0.0)
+                backbone.model.requires_grad_(False)
+                with torch.no_grad():
+                    start_unnoticed(projector, backbone.model, _BOS, later.pop("noticed"))
+            shown = ContrastiveStep(checkpoint, changed)
             run_stage(stage, later, decay, contrast(varied, shown, repeated), shown, out)
     backbone.model.eval()
 

@@ -14,7 +14,7 @@ import numpy as np
 from epic_training.development import DRAWS, MOST_PAIRS, SHOWN, DevelopmentScore
 
 # What a stage adds to other instructions.
-_LATER = {"instructions": "", "text": ", half of the demonstrations as text"}
+_LATER = {"instructions": "", "text": ", half of the demonstrations as text", "projector": ""}
 
 
 def write_model_card(
@@ -60,7 +60,8 @@ a few words that were cut out of them (`crop` in the configuration).
 
 nDCG@10 of finding a held-out query's passage among the held-out passages of its data set (at most
 {MOST_PAIRS}); instruction alone, and with {SHOWN} demonstrations from the training split as vectors
-(mean of {DRAWS} draws, lowest and highest). These queries were never trained on; the domains were.
+(mean of {DRAWS} draws, lowest and highest). These queries were never trained on; the domains were. For test
+splits of other tasks, beside other models, see the project's README.
 
 | data set | pairs | instruction alone | with demonstrations |
 |---|---|---|---|
@@ -130,6 +131,12 @@ def _later_stages(
     lines = []
     for number, stage in enumerate((name for name in _LATER if name in config), start=4):
         chosen = config[stage]
+        if stage == "projector":
+            lines.append(
+                f"{number}. {chosen['steps']} steps of the projector alone"
+                f" ({_minutes(log.get(stage, []))} minutes), {chosen['mixed']:.0%} of them mixed."
+            )
+            continue
         lines.append(
             f"{number}. {chosen['steps']} steps more ({_minutes(log.get(stage, []))} minutes),"
             f" {1 - chosen['own']:.0%} of the batches behind the\n   instruction of some other task"

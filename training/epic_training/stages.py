@@ -64,7 +64,8 @@ def run_stage(
             set_rate(optimizer, step, plan["warmup"], steps)
             with _precision(plan, model.device.type):
                 loss, parts = compute(step)
-            loss.backward()
+            if loss.requires_grad:  # not where only a projector learns, and nothing is shown
+                loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
