@@ -60,8 +60,8 @@ a few words that were cut out of them (`crop` in the configuration).
 
 nDCG@10 of finding a held-out query's passage among the held-out passages of its data set (at most
 {MOST_PAIRS}); instruction alone, and with {SHOWN} demonstrations from the training split as vectors
-(mean of {DRAWS} draws, lowest and highest). These queries were never trained on; the domains were. For test
-splits of other tasks, beside other models, see the project's README.
+(mean of {DRAWS} draws, lowest and highest). These queries were never trained on; the domains were.
+For test splits of other tasks, beside other models, see the project's README.
 
 | data set | pairs | instruction alone | with demonstrations |
 |---|---|---|---|
