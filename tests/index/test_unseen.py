@@ -46,6 +46,6 @@ def test_what_is_promised_is_kept_for_queries_that_nobody_saw(tmp_path: Path, fa
     tuned = tune(rows, ann, target=0.9)
     assert tuned.reached
     assert 0.9 <= tuned.least <= tuned.recall
-    new = clustered(300, 48, seed=7, clusters=40)
+    new = clustered(3000, 48, seed=7, clusters=40)  # many: the figure itself is to be exact
     proposed = ann.propose(new, tuned.parameters["candidates"], tuned.parameters)
     assert recall_of(rescore(rows, new, proposed, 10), nearest(rows, new, 10)) > 0.89
