@@ -202,7 +202,7 @@ def plot(runs: Mapping[str, Sequence[Scores]], path: Path) -> None:
     axes.axvline(0, color="grey", linewidth=1)
     axes.set_yticks(range(len(found)), [claim.text for claim in shown])
     axes.invert_yaxis()
-    axes.set_xlabel("difference in points, mean over tasks and seeds, 95 % interval")
+    axes.set_xlabel("difference in points (95 % interval)")
     figure.savefig(path, dpi=150)
 
 
