@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 import yaml
+from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from epic_retrieval import EpicEncoder
@@ -39,7 +41,22 @@ DISTILLED: dict[str, Any] = {
         "family": 2,
         "bfloat16": True,
     },
-    "contrastive": {**CONFIG["contrastive"], "own": 0.5, "replay": 0.5, "mixed": 0.5},
+    "contrastive": {
+        **CONFIG["contrastive"],
+        "own": 0.5,
+        "replay": 0.5,
+        "mixed": 0.5,
+        "noticed": 0.6,
+    },
+    "projector": {
+        "steps": 3,
+        "warmup": 1,
+        "learning_rate": 0.0,
+        "projector_learning_rate": 1.0e-2,
+        "own": 0.5,
+        "noticed": 1.0,
+        "mixed": 0.5,
+    },
 }
 
 
@@ -75,7 +92,18 @@ def test_the_recipe(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contrastive = json.loads((home / "out" / "contrastive.jsonl").read_text())
     assert {"loss", "plain_loss", "cosine", "divergence"} <= set(contrastive)
 
+    # The last stage changes the projector and nothing else.
+    before = load_file(home / "out" / "instructions.safetensors")
+    after = load_file(home / "out" / "projector.safetensors")
+    trained = {name for name in after if name.startswith("weights/")}
+    assert {name.split(".")[0] for name in trained} == {"weights/projector"}
+    assert any(not torch.equal(before[name], after[name]) for name in trained)
+    model: Any = encoder.checkpoint.backbone.model
+    table = before["weights/model.embed_tokens.weight"]
+    assert torch.equal(model.get_input_embeddings().weight, table.half().float())
+
     card = (home / "out" / "checkpoint" / "README.md").read_text()
+    assert "steps of the projector alone" in card
     assert "6 steps of distillation, 16 texts each" in card
     assert "the model in the package `tiny_teacher`" in card
     assert encoder.checkpoint.config.training["distil"]["temperature"] == 0.05

@@ -230,7 +230,7 @@ def train_contrastive(
             if stage == "projector":
                 changed = replace(changed, plain_weight=0.0)
                 backbone.model.requires_grad_(False)
-                with torch.no_grad():
+                if "noticed" in later:
                     start_unnoticed(projector, backbone.model, _BOS, later.pop("noticed"))
             shown = ContrastiveStep(checkpoint, changed)
             run_stage(stage, later, decay, contrast(varied, shown, repeated), shown, out)

@@ -25,6 +25,7 @@ _CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
 _FEWEST_WORDS, _MOST_WORDS = 5, 40  # of a sentence that is bent
 _TRIES = 5
+_RULES = ("replaced", "moved", "shortened", "joined")
 _RARE = 2  # words that occur less often are left out of the lexicon: mostly typing errors and codes
 
 
@@ -127,57 +128,36 @@ def bent(text: str, other: str, lexicon: Sequence[str], count: int) -> list[str]
         if len(found) == count:
             break
         rule = _RULES[(number + int(digest[0])) % len(_RULES)]
-        made = " ".join(rule(list(words), foreign, lexicon or foreign, rng))
+        made = " ".join(_changed(rule, list(words), foreign, lexicon or foreign, rng))
         if made and made != " ".join(words) and made not in found:
             found.append(made)
     # A text of one repeated word can run out of variants; it then stands for itself.
     return found + [text] * (count - len(found))
 
 
-def _replaced(
+def _changed(
+    rule: str,
     words: list[str],
-    foreign: Sequence[str],  # noqa: ARG001
+    foreign: Sequence[str],
     lexicon: Sequence[str],
     rng: np.random.Generator,
 ) -> list[str]:
-    for place in rng.choice(len(words), size=1 + int(len(words) > 8), replace=False):
-        words[int(place)] = lexicon[int(rng.integers(len(lexicon)))]
-    return words
-
-
-def _moved(
-    words: list[str],
-    foreign: Sequence[str],  # noqa: ARG001
-    lexicon: Sequence[str],  # noqa: ARG001
-    rng: np.random.Generator,
-) -> list[str]:
-    """Two words change places: who does what to whom."""
-    a, b = (int(i) for i in rng.choice(len(words), size=2, replace=False))
-    words[a], words[b] = words[b], words[a]
-    return words
-
-
-def _shortened(
-    words: list[str],
-    foreign: Sequence[str],  # noqa: ARG001
-    lexicon: Sequence[str],  # noqa: ARG001
-    rng: np.random.Generator,
-) -> list[str]:
-    kept = rng.random(len(words)) >= 0.3
-    return [word for word, keep in zip(words, kept, strict=True) if keep]
-
-
-def _joined(
-    words: list[str],
-    foreign: Sequence[str],
-    lexicon: Sequence[str],  # noqa: ARG001
-    rng: np.random.Generator,
-) -> list[str]:
-    """One half of each."""
-    half, other = len(words) // 2, len(foreign) // 2
-    if rng.random() < 0.5:
-        return [*words[:half], *foreign[other:]]
-    return [*foreign[:other], *words[half:]]
-
-
-_RULES = (_replaced, _moved, _shortened, _joined)
+    """The words of a sentence after one rule."""
+    match rule:
+        case "replaced":
+            places = rng.choice(len(words), size=1 + int(len(words) > 8), replace=False)
+            for place in places:
+                words[int(place)] = lexicon[int(rng.integers(len(lexicon)))]
+            return words
+        case "moved":  # two words change places: who does what to whom
+            a, b = (int(i) for i in rng.choice(len(words), size=2, replace=False))
+            words[a], words[b] = words[b], words[a]
+            return words
+        case "shortened":
+            kept = rng.random(len(words)) >= 0.3
+            return [word for word, keep in zip(words, kept, strict=True) if keep]
+        case _:  # joined: one half of each
+            half, other = len(words) // 2, len(foreign) // 2
+            if rng.random() < 0.5:
+                return [*words[:half], *foreign[other:]]
+            return [*foreign[:other], *words[half:]]

@@ -51,8 +51,8 @@ better. It knows English only, and of that mostly technical documentation, medic
 3. {training["steps"]} steps of EPIC contrastive training of all weights, batch {training["batch"]}
    ({_minutes(log["contrastive"])} minutes): up to {training["max_demonstrations"]} demonstrations
    a prompt, drawn per group ({training["groups"]} groups a batch), temperature
-   {training["temperature"]}, loss of the plain query weighted {training["plain_weight"]}
-{_mixed(training)}{_later_stages(config, log)}
+   {training["temperature"]}, plain loss weighted {training["plain_weight"]}{_mixed(training)};
+{_later_stages(config, log)}
 All decisions are in `epic_config.json`. The batches of stage 3 also include passages to be found by
 a few words that were cut out of them (`crop` in the configuration).
 
@@ -109,8 +109,8 @@ def _mixed(training: Mapping[str, Any]) -> str:
     if not training.get("mixed"):
         return ""
     return (
-        f"   ({training['mixed']:.0%} of the batches want two things of the same kind of text,"
-        " which only\n   demonstrations tell apart);\n"
+        f";\n   {training['mixed']:.0%} of the batches want two things of the same kind of text,"
+        " and only demonstrations\n   tell which"
     )
 
 
