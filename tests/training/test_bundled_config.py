@@ -107,7 +107,7 @@ def test_contrastive_training(config: dict[str, Any]) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("stage", ["instructions", "text"])
+@pytest.mark.parametrize("stage", bundled._LATER_STAGES)
 def test_later_stages(config: dict[str, Any], stage: str) -> None:
     if stage in config:
         assert set(config[stage]) <= READ

@@ -109,7 +109,7 @@ class BatchMaker:
             )
         batch = replace(batch, owners=tuple(owners), name=source.task.name)
         if self.instructions and rng.random() >= self.own:
-            other = self.instructions[int(rng.integers(len(self.instructions)))]
+            other = _pick(self.instructions, source.task, rng)
             return replace(batch, task=replace(source.task, instruction=other))
         return batch
 

@@ -48,7 +48,7 @@ def draw_demonstrations(
     """
     draws = []
     for members, least in _groups(len(keys), groups, rng, kinds):
-        count = int(rng.integers(least, max(most, least) + 1)) if most else 0
+        count = int(rng.integers(min(least, most), most + 1))
         order = rng.permutation(len(keys))
         allowed = order[~_touches(keys[order], keys[members])]
         if kinds:
