@@ -29,7 +29,7 @@ demo: $(VENV)/.stamp-demo
 	$(BIN)/epic demo
 
 test: $(VENV)/.stamp-test lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/.stamp-test
 	$(BIN)/ruff check .

@@ -220,10 +220,9 @@ class Study:
 
 def base_settings() -> dict[str, Any]:
     """The recipe of the bundled model up to its distillation, with what base.yaml changes."""
-    own = load_yaml(HERE / "base.yaml")
-    settings = dict(load_yaml(HERE.parents[1] / own["recipe"]))
-    settings["distil"] = settings["distil"] | own["distil"]
-    return settings
+    own = dict(load_yaml(HERE / "base.yaml"))
+    settings = dict(load_yaml(HERE.parents[1] / own.pop("recipe")))
+    return settings | {name: settings.get(name, {}) | changed for name, changed in own.items()}
 
 
 def load_yaml(path: Path) -> Mapping[str, Any]:

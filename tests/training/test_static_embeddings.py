@@ -83,8 +83,9 @@ def test_fitting_finds_the_means_that_made_the_targets() -> None:
     assert (again * aim).sum(dim=1).mean() > 0.9
 
 
+@pytest.mark.parametrize("rms", [0.05, 1.0])
 @pytest.mark.parametrize("layers", [1, 3])
-def test_a_decoder_starts_as_the_static_embedder(layers: int) -> None:
+def test_a_decoder_starts_as_the_static_embedder(layers: int, rms: float) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -97,7 +98,7 @@ def test_a_decoder_starts_as_the_static_embedder(layers: int) -> None:
     )
     model = LlamaModel(config)
     static = embedder()
-    install(model, static, [PAD, BOS, EOS], EOS)
+    install(model, static, [PAD, BOS, EOS], EOS, rms)
     texts = rows(40)
     backbone = Backbone(model.eval())
     with torch.no_grad():
@@ -107,7 +108,7 @@ def test_a_decoder_starts_as_the_static_embedder(layers: int) -> None:
     cosines = torch.cosine_similarity(states[:, RESERVED:], wanted, dim=1)
     assert cosines.min() > 0.97
     lengths = model.embed_tokens.weight.detach().norm(dim=1)[3:]
-    assert lengths.numpy() == pytest.approx(0.05 * math.sqrt(WIDTH + RESERVED), rel=0.02)
+    assert lengths.numpy() == pytest.approx(rms * math.sqrt(WIDTH + RESERVED), rel=0.02)
 
 
 def test_prompt_vectors_start_unnoticed() -> None:
@@ -124,14 +125,11 @@ def test_prompt_vectors_start_unnoticed() -> None:
     with torch.no_grad():
         alone = backbone.encode(rows_)
         projector.scale_to(alone, backbone.embedding_rms())
-        before = backbone.encode(rows_, backbone.prefix(projector(alone[:4])))
-        start_unnoticed(projector, model, BOS)
-        after = backbone.encode(rows_, backbone.prefix(projector(alone[:4])))
-        start_unnoticed(projector, model, BOS, noticed=0.6)
-        between = backbone.encode(rows_, backbone.prefix(projector(alone[:4])))
-    seen, unseen, some = (
-        torch.cosine_similarity(alone, one, dim=1) for one in (before, after, between)
-    )
+        behind = {}
+        for noticed in (0.0, 0.6, 1.0):
+            start_unnoticed(projector, model, BOS, noticed)
+            behind[noticed] = backbone.encode(rows_, backbone.prefix(projector(alone[:4])))
+    unseen, some, seen = (torch.cosine_similarity(alone, one, dim=1) for one in behind.values())
     assert unseen.min() > 0.99
     assert unseen.min() > some.min() > seen.min()
 

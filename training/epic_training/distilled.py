@@ -98,7 +98,8 @@ def distilled_start(
         )
     )
     special = [_PAD, _BOS, _EOS, _UNKNOWN]
-    install(model, StaticEmbedder(state["vectors"], state["log_weights"]), special, _EOS)
+    size = StaticConfig(**config["static"]).embedding_rms
+    install(model, StaticEmbedder(state["vectors"], state["log_weights"]), special, _EOS, size)
     return model, lessons
 
 

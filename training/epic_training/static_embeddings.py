@@ -21,7 +21,6 @@ from tqdm import tqdm
 from epic_retrieval.projector import Projector
 from epic_training.pairs import TokenColumn
 
-_EMBEDDING_RMS = 0.05
 RESERVED = 2  # coordinates of the decoder that hold no meaning; see `install`
 _WEIGHT, _END = 0, 1  # which these are
 _WEIGHT_SCALE = 0.02
@@ -30,12 +29,19 @@ _SMALLEST_LOG_WEIGHT = -7.0  # of tokens that no mean should notice
 
 @dataclass(frozen=True)
 class StaticConfig:
-    """How the static embedder is fitted: `epochs` over the texts in batches of `batch`."""
+    """How the static embedder is fitted: `epochs` over the texts in batches of `batch`.
+
+    Attributes:
+        embedding_rms: root mean square of the decoder's token embeddings. What layers add to them
+            starts at zero, and Adam moves weights by the learning rate, whatever their size: the
+            first steps drown embeddings that are small.
+    """
 
     epochs: int = 8
     batch: int = 512
     learning_rate: float = 0.01
     weight_rate: float = 0.03
+    embedding_rms: float = 1.0
     seed: int = 42
 
 
@@ -130,7 +136,13 @@ def flat(rows: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def install(model: Any, embedder: StaticEmbedder, special: Sequence[int], end: int) -> None:  # noqa: ANN401 (a decoder of transformers)
+def install(
+    model: Any,  # noqa: ANN401 (a decoder of transformers)
+    embedder: StaticEmbedder,
+    special: Sequence[int],
+    end: int,
+    rms: float = 1.0,
+) -> None:
     """Make a Llama decoder, new from its configuration, give the static embedder's vectors.
 
     The last layer's attention, from the end token, takes the mean: its scores are the tokens' log
@@ -143,6 +155,7 @@ def install(model: Any, embedder: StaticEmbedder, special: Sequence[int], end: i
         embedder: (vocabulary, k).
         special: ids that belong to no text.
         end: id whose state is the embedding.
+        rms: root mean square of the token embeddings.
     """
     vectors, weights = embedder.vectors.float(), embedder.log_weights.float()
     width = vectors.shape[1] + RESERVED
@@ -152,7 +165,7 @@ def install(model: Any, embedder: StaticEmbedder, special: Sequence[int], end: i
     ordinary = torch.ones(len(logs), dtype=torch.bool)
     ordinary[list(special)] = False
     middle = logs[ordinary].mean()
-    size = _EMBEDDING_RMS * math.sqrt(width)  # length of a row
+    size = rms * math.sqrt(width)  # length of a row
     table = torch.zeros(len(vectors), width)
     table[:, RESERVED:] = vectors / lengths[:, None] * size
     table[:, _WEIGHT] = (logs - middle) * _WEIGHT_SCALE * size
