@@ -47,7 +47,12 @@ def command(data: Path, runs: Path) -> list[str]:
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="folder with retrieval/, sts/, ... and models/")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="folder with retrieval/, sts/, ... and models/", exists=True, file_okay=False
+        ),
+    ],
     runs: Annotated[Path | None, typer.Option(help="where results are kept")] = None,
     out: Annotated[Path, typer.Option()] = HERE / "results" / "local_eval.json",
 ) -> None:

@@ -47,7 +47,9 @@ def run(  # noqa: PLR0913 (options of a command)
     local: Annotated[
         list[str] | None,
         typer.Option(
-            help="Folder of a local set, or KIND:FOLDER; repeat it for more.", show_default=False
+            help="Folder of a local set, or KIND:FOLDER, as sts:my-pairs; repeat it for more. Kinds"
+            " and forms: epic_retrieval/evaluation/README.md.",
+            show_default=False,
         ),
     ] = None,
     out: Annotated[
@@ -81,7 +83,8 @@ def run(  # noqa: PLR0913 (options of a command)
     task_file: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Says with which built-in task or task file an evaluation task is read.",
+            help="YAML or JSON: a line `NAME OF THE SET: built-in task or task file` for each set;"
+            " or one task, for the set that has its name.",
             show_default=False,
         ),
     ] = None,
@@ -112,6 +115,7 @@ def run(  # noqa: PLR0913 (options of a command)
     instructions = _instructions(demonstrations, task_file or (), sets)
     modes = _modes(mode, instructions)
     chosen = _tasks(tasks, benchmark, sets, split)
+    instructions.check_used([task.metadata.name for task in chosen])
     systems = _systems(model, modes, instructions, device, dtype)
     from epic_retrieval.evaluation.run import evaluate
     from epic_retrieval.evaluation.table import rendered, table_of

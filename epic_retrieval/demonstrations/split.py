@@ -148,6 +148,7 @@ def _check_enough(choosing: int, deciding: int) -> None:
         raise InputError(
             f"{choosing} queries to choose demonstrations on and {deciding} to decide on; expected"
             f" at least {FEWEST} each. Give more labelled queries, or a smaller share to the pool"
+            " (--pool)"
         )
 
 

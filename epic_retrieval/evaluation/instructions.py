@@ -4,7 +4,7 @@ Knows mteb's names, types and prompts, but no model and no data set.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,6 +79,17 @@ class Instructions:
         tasks = (*self.tasks.values(), *self.found.values())
         given = any(self.demonstrations.values()) or any(one.demonstrations for one in tasks)
         return given and not self.without
+
+    def check_used(self, names: Sequence[str]) -> None:
+        """Raise InputError when a task was chosen for something that is not evaluated."""
+        known = {*names, *map(paper_name, names)}
+        for name in self.tasks:
+            if name not in known:
+                raise InputError(
+                    f"a task file names {name!r}, which is not evaluated here; expected"
+                    f" {', '.join(sorted(known))}. To read one of them with a task of another name,"
+                    f" give a file with the line `{min(known)}: my-task.yaml`"
+                )
 
     def task_for(self, metadata: "TaskMetadata") -> Task:
         """What queries of this evaluation task are encoded with."""

@@ -138,7 +138,7 @@ def _kind_of(folder: Path, meta: dict[str, object]) -> Kind:
 def _splits_of(folder: Path, kind: Kind) -> dict[str, tuple[Path, ...]]:
     if kind == "retrieval":
         return _retrieval_splits(folder)
-    ending = ".jsonl" if kind == "reranking" else ".tsv"
+    ending = _ending(kind)
     files = {name: path for name, path in split_names(folder).items() if ending in path.name}
     if kind != "classification":
         return {name: (path,) for name, path in files.items()}
@@ -147,6 +147,11 @@ def _splits_of(folder: Path, kind: Kind) -> dict[str, tuple[Path, ...]]:
             f"{folder}: a classification needs {TRAIN_SPLIT}{ending} to train on; add it"
         )
     return {name: (path, files[TRAIN_SPLIT]) for name, path in files.items() if name != TRAIN_SPLIT}
+
+
+def _ending(kind: Kind) -> str:
+    """Of a split's file, where it is one file."""
+    return ".jsonl" if kind == "reranking" else ".tsv"
 
 
 def _retrieval_splits(folder: Path) -> dict[str, tuple[Path, ...]]:
@@ -180,8 +185,11 @@ def _split_among(
     chosen = wanted or _DEFAULT_SPLIT
     if chosen not in splits:
         there = f"there are {', '.join(splits)}" if splits else "there is none at all"
+        endings = (
+            ENDINGS if kind == "retrieval" else [one for one in ENDINGS if _ending(kind) in one]
+        )
         raise InputError(
             f"{folder} ({kind}) has no split {chosen!r}: {there}; choose one with --split, or add"
-            f" a file ({', '.join(ENDINGS)})"
+            f" a file ({', '.join(endings)})"
         )
     return chosen

@@ -175,8 +175,8 @@ class Workplace:
             )
         if not self._overwrite:
             raise InputError(
-                f"{out} already holds an index: choose another folder, or pass overwrite=True "
-                "(--overwrite) to replace it."
+                f"{out} already holds an index: choose another folder, pass overwrite=True "
+                "(--overwrite) to replace it, or add to it with IndexWriter (epic index add)."
             )
         if not self._holds_out:
             # What is added to an index while it is built again would be lost.

@@ -81,6 +81,14 @@ def test_a_folder_without_demonstrations_is_refused(tmp_path: Path) -> None:
         read_demonstrations(tmp_path)
 
 
+def test_a_task_for_what_is_not_evaluated_is_an_error() -> None:
+    book = Instructions(tasks={"MSMARCO": Task("mine", "Find it")})
+    book.check_used(["MSMARCO"])
+    book.check_used(["MSMARCO.v2", "other"])  # which the paper's table knows as MSMARCO
+    with pytest.raises(InputError, match="names 'MSMARCO', which is not evaluated here; expected"):
+        book.check_used(["notes"])
+
+
 def test_a_task_file_names_builtins_files_and_tasks(tmp_path: Path) -> None:
     Task("own", "Find it", sets.SHOWN).save(tmp_path / "own.yaml")
     path = tmp_path / "tasks.yaml"
