@@ -161,8 +161,11 @@ def claims_table(runs: Mapping[str, Sequence[Scores]]) -> str:
 
 def runs_table(runs: Mapping[str, Sequence[Scores]]) -> str:
     """Every run: mean over tasks without and with demonstrations, and the gap to EPIC's."""
-    lines = ["| run | seeds | without | with 5 | with 5, against EPIC |", "|---|---|---|---|---|"]
-    for name in load_yaml(HERE / "study.yaml")["runs"]:
+    lines = [
+        "| run | seeds | without | with 5 | with 5, against EPIC | paper, 26 tasks of MTEB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in load_yaml(HERE / "study.yaml")["runs"].items():
         if name not in runs:
             continue
         alone = values(runs[name], "none").mean()
@@ -173,7 +176,8 @@ def runs_table(runs: Mapping[str, Sequence[Scores]]) -> str:
         if name != "epic" and "epic" in runs:
             found = _compare(runs, (name, best), ("epic", _WITH))
             gap = f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
-        lines.append(f"| {name} | {len(runs[name])} | {alone:.2f} | {shown} | {gap} |")
+        paper = f"{row['paper']:.2f}" if "paper" in row else "-"
+        lines.append(f"| {name} | {len(runs[name])} | {alone:.2f} | {shown} | {gap} | {paper} |")
     return "\n".join(lines)
 
 

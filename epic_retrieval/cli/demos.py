@@ -175,7 +175,8 @@ def _print_choice(choice: "Choice", encoder: "EpicEncoder", out: Path) -> None:
     width = max(len(label) for label, _ in rows)
     typer.echo(f"\n{'CHOOSING':{width}}  {record.metric}")
     for label, score in rows:
-        typer.echo(f"{label:{width}}  {score:.4f}{'  <- best' if label == best.label else ''}")
+        mark = "  <- best" if label == best.label and score > choice.none else ""
+        typer.echo(f"{label:{width}}  {score:.4f}{mark}")
     low, high = record.interval
     typer.echo(
         f"\nOn the {record.queries_deciding:,} other queries: {record.score_without:.4f} without,"

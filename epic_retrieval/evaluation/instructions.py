@@ -81,15 +81,14 @@ class Instructions:
         return given and not self.without
 
     def check_used(self, names: Sequence[str]) -> None:
-        """Raise InputError when a task was chosen for something that is not evaluated."""
+        """Raise InputError when tasks were chosen, and none of them for what is evaluated."""
         known = {*names, *map(paper_name, names)}
-        for name in self.tasks:
-            if name not in known:
-                raise InputError(
-                    f"a task file names {name!r}, which is not evaluated here; expected"
-                    f" {', '.join(sorted(known))}. To read one of them with a task of another name,"
-                    f" give a file with the line `{min(known)}: my-task.yaml`"
-                )
+        if self.tasks and known.isdisjoint(self.tasks):
+            raise InputError(
+                f"the task file names {', '.join(self.tasks)}, and none of that is evaluated here;"
+                f" expected {', '.join(sorted(known))}. To read a set with a task of another name,"
+                f" give a file with the line `{min(known)}: my-task.yaml`"
+            )
 
     def task_for(self, metadata: "TaskMetadata") -> Task:
         """What queries of this evaluation task are encoded with."""
