@@ -5,10 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.replication import report
 from benchmarks.replication.report import CLAIMS, claims_table, difference, runs_table, values
-from benchmarks.replication.study import OVERLAYS, base_settings, conditions, flat, load_yaml
+from benchmarks.replication.study import (
+    OVERLAYS,
+    base_settings,
+    conditions,
+    enlarged,
+    flat,
+    load_yaml,
+)
 from benchmarks.replication.tasks import Labelled, Pairs, Ranking, unseen_tasks
 
 TASKS = [f"task {n}" for n in range(12)]
@@ -112,3 +121,22 @@ def test_the_page_says_what_the_results_say() -> None:
     assert report.renewed(page, report.load()) == page, (
         "run python -m benchmarks.replication.report"
     )
+
+
+def test_a_larger_base_gives_the_same_vectors(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = tmp_path / "model"
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=True,
+        )
+    ).save_pretrained(base)  # fmt: skip
+    small, large = (
+        LlamaForCausalLM.from_pretrained(one).model.eval() for one in (base, enlarged(base, 20))
+    )
+    ids = torch.tensor([[1, 5, 9, 2]])
+    with torch.no_grad():
+        assert torch.allclose(small(ids).last_hidden_state, large(ids).last_hidden_state, atol=1e-2)
+    ratio = large.embed_tokens.weight / small.embed_tokens.weight
+    assert torch.allclose(ratio, torch.full_like(ratio, 20.0))

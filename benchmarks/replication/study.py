@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -111,7 +112,9 @@ class Study:
         # The main comparison first, all its seeds.
         wanted.sort(key=lambda one: self._plan["runs"][one[0]]["seeds"] == 1)
         for name, seed in wanted:
-            config = self._config(base, self._plan["runs"][name], seed)
+            row = self._plan["runs"][name]
+            start = enlarged(base, row["larger"]) if "larger" in row else base
+            config = self._config(start, row, seed)
             folder = self._work / f"{name}-{seed}-{_digest(config)}"
             done = self._record["results"].setdefault(folder.name, {})
             if done.get("finished"):
@@ -223,6 +226,28 @@ def base_settings() -> dict[str, Any]:
     own = dict(load_yaml(HERE / "base.yaml"))
     settings = dict(load_yaml(HERE.parents[1] / own.pop("recipe")))
     return settings | {name: settings.get(name, {}) | changed for name, changed in own.items()}
+
+
+@torch.no_grad()
+def enlarged(base: Path, factor: float) -> Path:
+    """Folder of the same model with token embeddings, and what layers add to them, times `factor`.
+
+    Norms undo it, so its vectors are the same; a step of Adam is smaller beside them.
+    """
+    made = base.with_name(f"{base.name}-{factor:g}")
+    if not made.is_dir():
+        model = LlamaForCausalLM.from_pretrained(base)
+        decoder: Any = model.model
+        decoder.embed_tokens.weight.mul_(factor)
+        for layer in decoder.layers:
+            layer.self_attn.o_proj.weight.mul_(factor)
+            layer.mlp.down_proj.weight.mul_(factor)
+        part = base.with_name(f"{made.name}.partial")
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(base, part)
+        model.save_pretrained(part)
+        part.replace(made)
+    return made
 
 
 def load_yaml(path: Path) -> Mapping[str, Any]:

@@ -30,7 +30,8 @@ def read(name: str) -> dict[str, Any]:
 
 
 CONFIG, DISTILLED = read("bundled"), read("bundled-distilled")
-BOTH = pytest.mark.parametrize("config", [CONFIG, DISTILLED], ids=["bundled", "distilled"])
+RECIPES = {"bundled": CONFIG, "distilled": DISTILLED, "larger": read("bundled-larger-embeddings")}
+EACH = pytest.mark.parametrize("config", RECIPES.values(), ids=RECIPES)
 
 
 def keys_read_by(module: ModuleType) -> set[str]:
@@ -62,7 +63,7 @@ def required(config_class: type[Any]) -> set[str]:
     return {field.name for field in fields(config_class) if field.default is MISSING}
 
 
-@BOTH
+@EACH
 def test_top_level(config: dict[str, Any]) -> None:
     assert set(config) <= READ | keys_read_by(distilled) | set(bundled._LATER_STAGES)
 
@@ -72,7 +73,7 @@ def test_tokenizer() -> None:
     assert set(CONFIG["tokenizer"]["whole"]) <= set(CONFIG["data"])
 
 
-@BOTH
+@EACH
 def test_model(config: dict[str, Any]) -> None:
     assert set(config["model"]) <= names(LlamaConfig if "teacher" in config else Qwen3Config)
     settings = config["contrastive"]
@@ -99,14 +100,14 @@ def test_distillation() -> None:
     assert model["num_key_value_heads"] * model["head_dim"] == model["hidden_size"]
 
 
-@BOTH
+@EACH
 def test_contrastive_training(config: dict[str, Any]) -> None:
     assert set(config["contrastive"]) <= READ | names(StepConfig) | names(Objective)
     # With passages shorter than that there would be nothing to crop.
     assert min(config["contrastive"]["passage_tokens"]) >= 40
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("stage", bundled._LATER_STAGES)
 def test_later_stages(config: dict[str, Any], stage: str) -> None:
     if stage in config:
@@ -114,7 +115,7 @@ def test_later_stages(config: dict[str, Any], stage: str) -> None:
         assert 0 < config[stage]["own"] < 1
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("name", DISTILLED["data"])
 def test_dataset(config: dict[str, Any], name: str, data_root: Path) -> None:
     if name not in config["data"]:
