@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from epic_retrieval import EpicEncoder, load_task
 from epic_retrieval.prompt import MODES, Mode
-from epic_retrieval.stdlib_docs import stdlib_passages
+from epic_retrieval.stdlib_docs import stdlib_passages, stdlib_summaries
 
 HERE = Path(__file__).parent
 TASK = "python-docs"
@@ -39,9 +39,10 @@ def questions() -> list[dict[str, Any]]:
     return rows
 
 
-def passages() -> dict[str, str]:
-    """Name to text, as an index of `epic demo` encodes it."""
-    return {one.id: f"{one.title}\n{one.text}" for one in stdlib_passages()}
+def passages(*, whole: bool = False) -> dict[str, str]:
+    """Name to text, as an index of `epic demo` encodes it; `whole`: with signature and details."""
+    found = stdlib_passages() if whole else stdlib_summaries()
+    return {one.id: f"{one.title}\n{one.text}" for one in found}
 
 
 def nearest(asked: NDArray[np.float32], known: NDArray[np.float32], names: Sequence[str]) -> Found:

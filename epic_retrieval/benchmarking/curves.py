@@ -72,7 +72,7 @@ def in_words(what: str, one: Curve, other: Curve) -> str:
     if not shared:
         return f"{one.label} and {other.label} have no point of {what} in common."
     clear = [value for value in shared if _differ(a[value], b[value])]
-    span = f"from {shared[0]:,g} to {shared[-1]:,g} {what}"
+    span = f"from {shared[0]:,.10g} to {shared[-1]:,.10g} {what}"
     if not clear:
         return f"{one.label} and {other.label}: no measurable difference {span}."
     times = [[curve.medians[value] for value in clear] for curve in (one, other)]
@@ -85,10 +85,10 @@ def in_words(what: str, one: Curve, other: Curve) -> str:
             f" beyond{often}."
         )
     last = clear[-1]
-    share = f"{lower.medians[last] / higher.medians[last]:.2f} of the time at {last:,g}"
+    share = f"{lower.medians[last] / higher.medians[last]:.2f} of the time at {last:,.10g}"
     if len(clear) == len(shared):
         return f"{lower.label} is faster than {higher.label} {span}: {share}."
-    points = ", ".join(f"{value:,g}" for value in clear)
+    points = ", ".join(f"{value:,.10g}" for value in clear)
     return (
         f"{lower.label} is faster than {higher.label} at {points} {what}: {share}; no measurable"
         f" difference elsewhere {span}."

@@ -136,13 +136,13 @@ def _search_against_encoding(record: Record) -> Iterator[str]:
         sizes = list(curve.medians)
         if over:
             yield (
-                f"From {over[0]:,g} passages on, {NAMES[curve.label]} takes longer than encoding"
+                f"From {over[0]:,.10g} passages on, {NAMES[curve.label]} takes longer than encoding"
                 f" the query ({number(encoding)} ms)."
             )
         else:
             yield (
-                f"Up to {sizes[-1]:,g} passages, {NAMES[curve.label]} takes less time than encoding"
-                f" the query ({number(encoding)} ms)."
+                f"Up to {sizes[-1]:,.10g} passages, {NAMES[curve.label]} takes less time than"
+                f" encoding the query ({number(encoding)} ms)."
             )
 
 

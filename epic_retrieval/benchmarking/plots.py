@@ -220,7 +220,7 @@ def _ticks_at(axes: Any, values: Sequence[float]) -> None:  # noqa: ANN401
 
     axes.set_xticks(list(values))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:,g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:,.10g}"))
     _plain(axes.yaxis)
     axes.grid(axis="y")
     axes.set_axisbelow(True)
@@ -231,5 +231,5 @@ def _plain(axis: Any) -> None:  # noqa: ANN401
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
-    axis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:,g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:,.10g}"))
     axis.set_minor_locator(NullLocator())

@@ -237,7 +237,7 @@ def curve_table(curves: Sequence[Curve]) -> Table:
         )
         for one in curves
     )
-    return Table(("ms per query", *(f"{value:,g}" for value in values)), rows)
+    return Table(("ms per query", *(f"{value:,.10g}" for value in values)), rows)
 
 
 def ratio_of(one: dict[str, Any]) -> str:

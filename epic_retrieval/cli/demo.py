@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 TASK = "python-docs"
 # Raised when the passages change: what is extracted, or how it is cut.
-_CORPUS_VERSION = 1
+_CORPUS_VERSION = 2
 _LOOK_AGAIN = 1.0  # seconds
 QUESTIONS = (
     "remove duplicates but keep order",
@@ -139,7 +139,7 @@ def _open_index(encoder: "EpicEncoder", console: "Console") -> "PassageIndex":
 def _build_index(encoder: "EpicEncoder", folder: "Path", console: "Console") -> None:
     from epic_retrieval.cli.building import build_with_progress
     from epic_retrieval.index._workplace import workplace
-    from epic_retrieval.stdlib_docs import stdlib_passages
+    from epic_retrieval.stdlib_docs import stdlib_summaries
 
     def announced() -> "Iterator[Passage]":
         """Nothing is taken of it before this process is the one that builds."""
@@ -150,7 +150,7 @@ def _build_index(encoder: "EpicEncoder", folder: "Path", console: "Console") -> 
 
     with workplace(folder, overwrite=True):
         pass  # reading all of the library takes a while: whoever must wait need not
-    passages = list(stdlib_passages())
+    passages = list(stdlib_summaries())
     start = time.perf_counter()
     build_with_progress(
         encoder,

@@ -23,11 +23,13 @@ class Front(NamedTuple):
         title: As it stands there, on one line; empty if there is none.
         metadata: All other fields that are a scalar, or a list of scalars.
         length: Characters of the file that it takes; 0 if the file has no such head.
+        problem: What is wrong with it, if it looks like one and cannot be read.
     """
 
     title: str
     metadata: dict[str, JSON]
     length: int
+    problem: str = ""
 
 
 def front_matter(text: str) -> Front:
@@ -41,8 +43,8 @@ def front_matter(text: str) -> Front:
     try:
         fields = yaml.safe_load(found[1])
     # Such as a date with a thirteenth month.
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return nothing
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return nothing._replace(problem=" ".join(str(error).split()))
     if not isinstance(fields, dict):
         return nothing
     metadata = {key: _value(value) for key, value in fields.items() if isinstance(key, str)}

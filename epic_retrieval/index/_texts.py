@@ -3,6 +3,7 @@
 Knows nothing of tables; passages are slices of the files, never rewritten.
 """
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from epic_retrieval.errors import InputError
 from epic_retrieval.index._front_matter import front_matter
 from epic_retrieval.index._tables import decoded, reading
 from epic_retrieval.index.passage import JSON, Passage
+
+logger = logging.getLogger(__name__)
 
 _BORDER = re.compile(r"\r?\n(?:[ \t]*\r?\n)+")
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*?)(?:[ \t]+#*)?[ \t]*\r?")
@@ -46,9 +49,15 @@ def text_passages(root: Path, name: str, passage_chars: int) -> list[Passage]:
     title = ""
     metadata: dict[str, JSON] = {}
     if name.lower().endswith(".md"):
-        title, metadata, length = front_matter(text)
-        text = text[length:]
-        title = title or _heading(text)
+        front = front_matter(text)
+        if front.problem:
+            logger.warning(
+                "%s: what stands between its lines of --- cannot be read; it is text now: %s",
+                path,
+                front.problem,
+            )
+        text = text[front.length :]
+        title, metadata = front.title or _heading(text), front.metadata
     parts = list(split_text(text, passage_chars))
     metadata["path"] = name
     if len(parts) == 1:

@@ -14,7 +14,7 @@ from epic_retrieval.cli.app import app
 from epic_retrieval.cli.demo import QUESTIONS, TASK
 from epic_retrieval.cli.latency import CONDITIONS, measure
 from epic_retrieval.index._workplace import workplace
-from epic_retrieval.stdlib_docs import stdlib_passages
+from epic_retrieval.stdlib_docs import stdlib_passages, stdlib_summaries, words_of
 
 SOURCE = '''
 """A module that shows what is taken."""
@@ -66,6 +66,41 @@ def test_passages_of_a_source_file(tmp_path: Path) -> None:
         "queue.Thing.fetch": "queue.Thing.fetch()",
     }
     assert found["queue.wait"].text.splitlines()[-2:] == ["An example:", "    wait(3)"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "kept"),
+    [
+        ('__all__ = ["one", "Three"]', {"one", "Three", "Three.method"}),
+        ('__all__ = ["one"]\n__all__ += ("two",)', {"one", "two"}),
+        ('__all__ = []\n__all__.append("one")\n__all__.extend(["two"])', {"one", "two"}),
+        ("__all__ = [name for name in dir()]", {"one", "two", "Three", "Three.method"}),
+        ('__all__ = ["one"]\n__all__.extend(found())', {"one", "two", "Three", "Three.method"}),
+    ],
+)
+def test_what_a_module_does_not_list_is_not_public(
+    tmp_path: Path, listed: str, kept: set[str]
+) -> None:
+    (tmp_path / "queue.py").write_text(
+        f'''"""A module with a list of names."""\n{listed}\n'''
+        '''def one(): """The first of the functions."""\n'''
+        '''def two(): """The second of the functions."""\n'''
+        '''class Three:\n    """A class with a method."""\n'''
+        '''    def method(self): """The method of the class."""\n'''
+    )
+    assert {passage.id for passage in stdlib_passages(tmp_path)} == {
+        "queue",
+        *(f"queue.{name}" for name in kept),
+    }
+
+
+def test_summaries_have_words_and_the_first_paragraph(tmp_path: Path) -> None:
+    (tmp_path / "queue.py").write_text(SOURCE)
+    found = {passage.id: passage for passage in stdlib_summaries(tmp_path)}
+    assert list(found) == [passage.id for passage in stdlib_passages(tmp_path)]
+    assert found["queue.wait"].title == "queue wait"
+    assert found["queue.wait"].text == "Wait for the end, at most `timeout` seconds."
+    assert words_of("csv.DictReader.fetch_all") == "csv Dict Reader fetch all"
 
 
 def test_passages_of_this_python() -> None:

@@ -90,6 +90,16 @@ def test_what_is_no_front_matter_stays_text(tmp_path: Path, text: str) -> None:
     assert list(read_corpus(tmp_path)) == [Passage("a.md", text, "", {"path": "a.md"})]
 
 
+def test_front_matter_that_cannot_be_read_is_pointed_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, a_md="---\nkey: [open\n---\nBody.", b_md="---\nA line.\n---\nBody.")
+    assert len(list(read_corpus(tmp_path))) == 2
+    (message,) = caplog.messages
+    assert "a.md: what stands between its lines of ---" in message
+    assert "expected ',' or ']'" in message
+
+
 def test_a_file_of_front_matter_alone_has_no_text(tmp_path: Path) -> None:
     write(tmp_path, a_md="---\ntitle: Alone\n---\n", b_md="Text.")
     with pytest.raises(InputError, match="the file has no text"):

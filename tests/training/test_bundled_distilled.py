@@ -24,8 +24,8 @@ DISTILLED: dict[str, Any] = {
     "teacher": {
         "package": "tiny_teacher",
         "texts": 400,
-        "families": 60,
-        "variants": 1,
+        "whole": ["twins"],
+        "sentences": 20,
         "max_tokens": 32,
         "shares": {"animals": 1.0, "twins": 0.5},
     },
@@ -38,7 +38,6 @@ DISTILLED: dict[str, Any] = {
         "learning_rate": 1.0e-3,
         "table_learning_rate": 1.0e-3,
         "max_tokens": 30,
-        "family": 2,
         "bfloat16": True,
     },
     "contrastive": {

@@ -5,7 +5,7 @@ from torch.nn.functional import normalize
 
 from epic_retrieval.prompt import Text, build_prompt, passage_prompt
 from epic_retrieval.tasks import Task
-from epic_training.distil import DistilConfig, Distillation, distillation_loss
+from epic_training.distil import DistilConfig, Distillation, alike_pairs, distillation_loss
 from tests.models import tiny_encoder
 from tests.training.samples import column
 
@@ -74,8 +74,8 @@ def test_rows_stand_where_inference_puts_them(behind: float) -> None:
 def test_demonstrations_in_prompts_reach_the_projector() -> None:
     checkpoint = tiny_encoder("llama").checkpoint
     texts = column([[n, n + 1] for n in range(5, 45)])
-    config = DistilConfig(batch=12, family=2)
-    targets = torch.randn(20, 32).repeat_interleave(2, dim=0)  # of two neighbours the same
+    config = DistilConfig(batch=12)
+    targets = torch.randn(4, 32).repeat(10, 1)  # of every fourth text the same
     plain, shown, foreign = (
         Distillation(checkpoint, texts, vectors, ["Find it"], config, most_shown=most)
         for most, vectors in ((0, targets), (3, targets), (3, torch.eye(40)[:, :32]))
@@ -111,17 +111,23 @@ def test_foreign_text_before_the_instruction() -> None:
     assert torch.isfinite(step(1)[0])
 
 
-def test_families_are_drawn_together() -> None:
+def test_texts_that_are_alike_become_pairs() -> None:
+    targets = torch.tensor([[1.0, 0, 0], [0, 2, 0], [1, 0.1, 0], [1, 0.9, 0], [0, 1, 0.3]])
+    assert alike_pairs(targets, 5) == [(0, 2), (1, 4)]  # 3 is like all of them
+    assert alike_pairs(targets, 1) == [(0, 2)]
+    assert alike_pairs(torch.eye(4), 5) == []
+
+
+def test_every_text_is_drawn_but_empty_ones() -> None:
     checkpoint = tiny_encoder("llama").checkpoint
     rows = [[4 + number] for number in range(30)]
-    rows[9] = []  # an empty text is passed over, its family is not
+    rows[9] = []
     step = Distillation(
-        checkpoint, column(rows), torch.randn(30, 32), ["Find it"], DistilConfig(batch=12, family=3)
+        checkpoint, column(rows), torch.randn(30, 32), ["Find it"], DistilConfig(batch=12)
     )
     met: set[int] = set()
     for number in range(20):
         drawn = step._drawn(np.random.default_rng(number)).tolist()
         assert len(set(drawn)) == len(drawn) in {11, 12}
-        assert {row // 3 * 3 + place for row in drawn for place in range(3)} - set(drawn) <= {9}
         met |= set(drawn)
     assert met == set(range(30)) - {9}

@@ -1,4 +1,4 @@
-"""Texts that are made: from documentation, and of sentences by rules."""
+"""Texts that are made, of documentation and of code."""
 
 import json
 from pathlib import Path
@@ -7,47 +7,63 @@ import pytest
 
 from epic_retrieval.errors import InputError
 from epic_training import made
-from epic_training.made import bent, data_folders, families, stdlib_pairs
+from epic_training.made import (
+    asked,
+    code_pairs,
+    data_folders,
+    sentences,
+    stdlib_pairs,
+)
 from epic_training.pairs import Pair, read_pairs
-
-SENTENCES = [f"the {a} {v} near the old {p}" for a in "ab" for v in "cdef" for p in "ghij"]
-SHORT = [f"word {n}" for n in range(11)]
-
-
-def test_families_are_blocks_of_a_sentence_and_its_variants() -> None:
-    texts = families([*SHORT, *SENTENCES], count=20, variants=3)
-    assert texts == families([*SHORT, *SENTENCES], count=20, variants=3)
-    blocks = [texts[start : start + 4] for start in range(0, len(texts), 4)]
-    parents = [block for block in blocks if block[0] in SENTENCES[:20]]
-    assert len(parents) == 20
-    for sentence, *variants in parents:
-        assert len({sentence, *variants}) == 4
-        for variant in variants:
-            assert set(variant.split()) & set(sentence.split())
-    others = [text for block in blocks if block not in parents for text in block]
-    assert len(others) == 20  # of 11 + 12, what fills blocks
-    assert set(others) <= {*SHORT, *SENTENCES[20:]}
-
-
-def test_a_sentence_is_bent_in_every_way() -> None:
-    sentence, other = "a man is slicing an onion on a board", "the bank left its rates unchanged"
-    found = {variant for word in ("", "1", "2") for variant in bent(sentence + word, other, [], 12)}
-    words = sentence.split()
-    assert any(sorted(one.split()) == sorted(words) != one.split() for one in found), "moved"
-    assert any(len(one.split()) < len(words) and set(one.split()) < set(words) for one in found)
-    assert any(one.startswith("the bank left") for one in found), "joined"
-    assert bent("no no no no no", "no no no no no", ["no"], 3)[-1] == "no no no no no"
 
 
 def test_documentation_becomes_pairs(tmp_path: Path) -> None:
     (tmp_path / "shutil.py").write_text(
         "def copyTree_all(src):\n    '''Copy a whole directory tree elsewhere. Links are kept.'''\n"
     )
-    first, name = stdlib_pairs(tmp_path)
+    first, question, name = stdlib_pairs(tmp_path)
     assert first.query == "Copy a whole directory tree elsewhere."
     assert first.positive == "shutil.copyTree_all(src)\nLinks are kept."
+    assert question.query == "how to copy a whole directory tree elsewhere in python"
+    assert question.positive.startswith("shutil copy Tree all\nCopy a whole directory tree")
     assert name.query == "shutil copy Tree all"
     assert name.positive.endswith("elsewhere. Links are kept.")
+
+
+def test_a_sentence_becomes_a_question() -> None:
+    found = {asked(f"Returns the {noun} of a list.") for noun in "abcdefghij"}
+    assert all("get the" in one and not one.endswith(".") for one in found)
+    assert len({one.partition("get the")[0] for one in found}) > 2
+    assert "pass " in asked("Pass a message on.")
+    assert asked("Copies it.") == asked("Copies it.")
+
+
+CODE = '''
+def walk(top):
+    """Go through all the folders. Deeply."""
+    for one in top:
+        yield one
+
+def copy(a):
+    return list(a)
+
+def nothing(self):
+    """There is no code in this one."""
+    pass
+'''
+
+
+def test_functions_become_pairs_with_their_code(tmp_path: Path) -> None:
+    (tmp_path / "shutil.py").write_text(CODE)
+    walk, copy = code_pairs(tmp_path)
+    assert walk.query == "Go through all the folders."
+    assert walk.positive == "def walk(top):\n    for one in top:\n        yield one"
+    assert (copy.query, copy.positive) == ("shutil copy", "def copy(a):\n    return list(a)")
+
+
+def test_sentences_are_cut_out_of_longer_texts() -> None:
+    texts = ["One sentence is not cut at all.", "Too short. But this one has enough words!\n\nEnd"]
+    assert list(sentences(texts)) == ["But this one has enough words!"]
 
 
 def test_made_data_sets_lie_in_the_training_folder(

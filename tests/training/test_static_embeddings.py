@@ -119,7 +119,7 @@ def test_prompt_vectors_start_unnoticed() -> None:
             num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
         )
     ).eval()  # fmt: skip
-    install(model, embedder(), [PAD, BOS, EOS], EOS)
+    install(model, embedder(), [PAD, BOS, EOS], EOS, 1.0)
     backbone, projector = Backbone(model), Projector(64)
     rows_ = [[*row, EOS] for row in rows(20)]
     with torch.no_grad():
@@ -142,7 +142,7 @@ def test_all_of_such_a_decoder_learns() -> None:
             num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
         )
     )  # fmt: skip
-    install(model, embedder(), [PAD, BOS, EOS], EOS)
+    install(model, embedder(), [PAD, BOS, EOS], EOS, 1.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for _ in range(2):  # what stands before a zero matrix moves one step later

@@ -21,7 +21,7 @@ from epic_training.pairs import TokenColumn
 from epic_training.step import Parts
 
 _SHOWN_TOKENS = 32  # of a text in a demonstration that is text
-_ALIKE = 0.6  # cosine by the teacher of two texts that are shown as alike
+_ALIKE = 0.5  # cosine by the teacher of two texts that are shown as alike
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,6 @@ class DistilConfig:
         temperature: of these similarities.
         max_tokens: a text is cut here; the teacher saw no more either.
         rows_at_once: rows per forward pass, sorted by length.
-        family: texts come in blocks of so many that are drawn together (`made.families`): only side
-            by side do small differences tell.
         textual: in half of the steps up to so many demonstrations stand before the instruction as
             text, made of any texts: what stands before a text is not a part of its meaning.
     """
@@ -48,7 +46,6 @@ class DistilConfig:
     temperature: float = 0.05
     max_tokens: int = 62
     rows_at_once: int = 64
-    family: int = 1
     textual: int = 0
 
 
@@ -63,9 +60,9 @@ class Distillation(nn.Module):
         config: of a step.
         seed: of all draws.
         end: id that every row ends in.
-        most_shown: up to so many demonstrations stand in the prompt too, as vectors of neighbours
-            that the teacher finds alike: shown that, a text is to keep its meaning. Needs texts
-            that stand behind nothing.
+        most_shown: up to so many demonstrations stand in the prompt too, as vectors of pairs of
+            texts that the teacher finds alike: shown that, a text is to keep its meaning. Needs
+            texts that stand behind nothing.
     """
 
     def __init__(
@@ -112,11 +109,9 @@ class Distillation(nn.Module):
         )
 
     def _drawn(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Rows of this step's texts, family by family."""
-        family, blocks = self.config.family, -(-len(self._usable) // self.config.family)
-        first = rng.choice(blocks, size=min(self.config.batch // family, blocks), replace=False)
-        rows: NDArray[np.int64] = (first[:, None] * family + np.arange(family)).reshape(-1)
-        rows = rows[rows < len(self._usable)]
+        """Rows of this step's texts."""
+        size = min(self.config.batch, len(self._usable))
+        rows = rng.choice(len(self._usable), size=size, replace=False)
         kept: NDArray[np.int64] = rows[self._usable[rows]]
         return kept
 
@@ -134,15 +129,9 @@ class Distillation(nn.Module):
         most = int(rng.integers(self._most_shown + 1))
         if not most or g is None:
             return build_prompt(template, instruction)
-        targets = functional.normalize(self._targets[rows], dim=1)
-        alike = [
-            first
-            for first in range(0, len(rows) - 1, 2)
-            if float(targets[first] @ targets[first + 1]) >= _ALIKE
-        ]
         shown = [
-            {"query": Vectors(g(alone[i : i + 1])), "passage": Vectors(g(alone[i + 1 : i + 2]))}
-            for i in alike[:most]
+            {"query": Vectors(g(alone[i : i + 1])), "passage": Vectors(g(alone[j : j + 1]))}
+            for i, j in alike_pairs(self._targets[rows], most)
         ]
         return build_prompt(template, instruction, shown)
 
@@ -154,6 +143,22 @@ class Distillation(nn.Module):
         texts = [Text(str(decode(self._texts[int(i)][:_SHOWN_TOKENS].tolist()))) for i in drawn]
         pairs = zip(texts[::2], texts[1::2], strict=True)
         return [{"query": query, "passage": passage} for query, passage in pairs]
+
+
+def alike_pairs(targets: Tensor, most: int) -> list[tuple[int, int]]:
+    """Up to `most` pairs of rows of `targets` (n, d), the most similar first, no row twice.
+
+    Those that the teacher finds less alike than `_ALIKE` are left out.
+    """
+    unit = functional.normalize(targets, dim=1)
+    cosines = (unit @ unit.T).triu(diagonal=1)
+    pairs: list[tuple[int, int]] = []
+    while len(pairs) < most and float(cosines.max()) >= _ALIKE:
+        i, j = divmod(int(cosines.argmax()), len(targets))
+        pairs.append((i, j))
+        for taken in (i, j):
+            cosines[taken] = cosines[:, taken] = 0
+    return pairs
 
 
 def distillation_loss(

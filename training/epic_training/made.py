@@ -1,32 +1,38 @@
-"""Training texts that the project makes itself: documentation at hand, and sentences bent by rules.
+"""Training texts that the project makes itself, of the documentation and the code at hand.
 
-Small models learn from a teacher what they are shown. Pairs of sentences that share most words and
-differ in meaning are rare in collections, so they are made: words replaced, moved, left out, joined
-with another sentence. What each then means, the teacher says. Knows nothing of models.
+Knows nothing of models.
 """
 
+import ast
 import gzip
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from epic_retrieval.errors import InputError
-from epic_retrieval.stdlib_docs import stdlib_passages
+from epic_retrieval.stdlib_docs import (
+    stdlib_definitions,
+    stdlib_passages,
+    stdlib_summaries,
+    words_of,
+)
 from epic_retrieval.storage import write_atomically
 from epic_training.pairs import Pair
 
-_CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_QUESTIONS = (
+    "{}",
+    "how do I {}",
+    "how to {} in python",
+    "python {}",
+    "I want to {}",
+    "function to {}",
+)
+_MOST_CODE = 800  # characters of a function
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
-_FEWEST_WORDS, _MOST_WORDS = 5, 40  # of a sentence that is bent
-_TRIES = 5
-_RULES = ("replaced", "moved", "shortened", "joined")
-_RARE = 2  # words that occur less often are left out of the lexicon: mostly typing errors and codes
+_FEWEST_WORDS, _MOST_WORDS = 5, 40  # of a sentence
 
 
 def data_folders(config: Mapping[str, Any], data: Path, out: Path) -> dict[str, Path]:
@@ -52,21 +58,60 @@ def data_folders(config: Mapping[str, Any], data: Path, out: Path) -> dict[str, 
 
 
 def stdlib_pairs(stdlib: Path | None = None) -> Iterator[Pair]:
-    """What a docstring begins with, or a name's words, and the documentation they belong to.
+    """What a docstring begins with, as it is and as a question, or a name's words; and its passage.
 
     Args:
         stdlib: folder of sources; this interpreter's standard library by default.
     """
-    for passage in stdlib_passages(stdlib):
+    for passage, summary in zip(stdlib_passages(stdlib), stdlib_summaries(stdlib), strict=True):
         first, *rest = _SENTENCE_END.split(passage.text.strip(), maxsplit=1)
         if len(first.split()) >= _FEWEST_WORDS:
-            yield Pair(" ".join(first.split()), f"{passage.title}\n{rest[0] if rest else first}")
-        words = " ".join(_CAMEL_CASE.sub(" ", part) for part in passage.id.split(".")[-2:])
-        yield Pair(words.replace("_", " ").strip(), f"{passage.title}\n{passage.text}")
+            sentence = " ".join(first.split())
+            yield Pair(sentence, f"{passage.title}\n{rest[0] if rest else first}")
+            yield Pair(asked(sentence), f"{summary.title}\n{summary.text}")
+        words = words_of(".".join(passage.id.split(".")[-2:]))
+        yield Pair(words, f"{passage.title}\n{passage.text}")
+
+
+def asked(sentence: str) -> str:
+    """What somebody might type who needs the function that a sentence describes."""
+    start, _, rest = sentence.rstrip(".").partition(" ")
+    verb = start.lower()
+    if verb in {"return", "returns"}:
+        verb = "get"
+    elif verb.endswith("s") and not verb.endswith("ss"):
+        verb = verb.removesuffix("s")
+    digest = hashlib.blake2b(sentence.encode(), digest_size=1).digest()[0]
+    return _QUESTIONS[digest % len(_QUESTIONS)].format(f"{verb} {rest}")
+
+
+def code_pairs(stdlib: Path | None = None) -> Iterator[Pair]:
+    """The first sentence of a function's docstring, or its name's words; and its code without it.
+
+    Args:
+        stdlib: as in `stdlib_pairs`.
+    """
+    seen: set[str] = set()
+    for name, node in stdlib_definitions(stdlib):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        documentation = ast.get_docstring(node)
+        body = node.body[1:] if documentation else node.body
+        if all(isinstance(one, ast.Pass | ast.Raise | ast.Expr) for one in body):
+            continue  # nothing to see, or only a call of another function
+        node.body = body
+        code = ast.unparse(node)[:_MOST_CODE]
+        query = _SENTENCE_END.split((documentation or "").strip(), maxsplit=1)[0]
+        if len(query.split()) < _FEWEST_WORDS:
+            query = words_of(".".join(name.split(".")[-2:]))
+        if code not in seen:
+            seen.add(code)
+            yield Pair(" ".join(query.split()), code)
 
 
 MAKERS: dict[str, tuple[Callable[[], Iterator[Pair]], str]] = {
-    "stdlib": (stdlib_pairs, "PSF-2.0 (docstrings of the standard library that trains it)")
+    "stdlib": (stdlib_pairs, "PSF-2.0 (docstrings of the standard library that trains it)"),
+    "stdlib-code": (code_pairs, "PSF-2.0 (functions of the standard library that trains it)"),
 }
 
 
@@ -80,84 +125,12 @@ def _write(folder: Path, pairs: Sequence[Pair], licence: str) -> None:
     write_atomically(folder / "meta.json", json.dumps(meta).encode())
 
 
-def families(texts: Sequence[str], count: int, variants: int) -> list[str]:
-    """Texts in blocks of 1 + `variants`: a sentence and what was made of it, or unrelated texts.
-
-    Args:
-        texts: each once, in any order; their contents alone decide every draw.
-        count: families, as far as there are sentences of a fitting length.
-        variants: made of each.
-
-    Returns:
-        Blocks in an order like that of `texts`; texts that fill no block are left out.
-    """
-    size = 1 + variants
-    lexicon = _lexicon(texts)
-    parents = [text for text in texts if _FEWEST_WORDS <= len(text.split()) <= _MOST_WORDS][:count]
-    chosen = set(parents)
-    others = [text for text in texts if text not in chosen]
-    blocks = [
-        [parent, *bent(parent, parents[number - 1], lexicon, variants)]
-        for number, parent in enumerate(parents)
-    ]
-    blocks += [others[i : i + size] for i in range(0, len(others) - size + 1, size)]
-    order = np.random.default_rng(len(texts)).permutation(len(blocks))
-    return [text for i in order for text in blocks[int(i)]]
-
-
-def _lexicon(texts: Sequence[str]) -> list[str]:
-    """Words of letters that occur in at least two texts, in alphabetical order."""
-    counts = Counter(word for text in texts for word in set(text.lower().split()))
-    return sorted(word for word, n in counts.items() if n >= _RARE and word.isalpha())
-
-
-def bent(text: str, other: str, lexicon: Sequence[str], count: int) -> list[str]:
-    """`count` different sentences made of one.
-
-    Args:
-        text: the sentence; it decides all draws.
-        other: what it may be joined with.
-        lexicon: what words are replaced by; empty: words of `other` are taken.
-        count: how many.
-    """
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    rng = np.random.default_rng(int.from_bytes(digest, "big"))
-    words, foreign = text.split(), other.split()
-    found: list[str] = []
-    for number in range(count * _TRIES):
-        if len(found) == count:
-            break
-        rule = _RULES[(number + int(digest[0])) % len(_RULES)]
-        made = " ".join(_changed(rule, list(words), foreign, lexicon or foreign, rng))
-        if made and made != " ".join(words) and made not in found:
-            found.append(made)
-    # A text of one repeated word can run out of variants; it then stands for itself.
-    return found + [text] * (count - len(found))
-
-
-def _changed(
-    rule: str,
-    words: list[str],
-    foreign: Sequence[str],
-    lexicon: Sequence[str],
-    rng: np.random.Generator,
-) -> list[str]:
-    """The words of a sentence after one rule."""
-    match rule:
-        case "replaced":
-            places = rng.choice(len(words), size=1 + int(len(words) > 8), replace=False)
-            for place in places:
-                words[int(place)] = lexicon[int(rng.integers(len(lexicon)))]
-            return words
-        case "moved":  # two words change places: who does what to whom
-            a, b = (int(i) for i in rng.choice(len(words), size=2, replace=False))
-            words[a], words[b] = words[b], words[a]
-            return words
-        case "shortened":
-            kept = rng.random(len(words)) >= 0.3
-            return [word for word, keep in zip(words, kept, strict=True) if keep]
-        case _:  # joined: one half of each
-            half, other = len(words) // 2, len(foreign) // 2
-            if rng.random() < 0.5:
-                return [*words[:half], *foreign[other:]]
-            return [*foreign[:other], *words[half:]]
+def sentences(texts: Sequence[str]) -> Iterator[str]:
+    """The sentences of 5 to 40 words of texts that have more than one."""
+    for text in texts:
+        found = _SENTENCE_END.split(text)
+        if len(found) > 1:
+            for one in found:
+                sentence = " ".join(one.split())
+                if _FEWEST_WORDS <= len(sentence.split()) <= _MOST_WORDS:
+                    yield sentence

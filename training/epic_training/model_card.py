@@ -87,7 +87,7 @@ def _start(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, fl
 1. token embeddings: each token's vector by the teacher, fitted with one weight each so that their
    means over texts come close to the teacher's vectors; the decoder starts as that mean;
 2. {taught["steps"]} steps of distillation, {taught["batch"]} texts each, half of them behind an
-   instruction ({_minutes(log["distil"])} minutes){_bent(config["teacher"])};"""
+   instruction ({_minutes(log["distil"])} minutes){_made(config["teacher"])};"""
     shape = config["pretrain"]
     return f"""Trained from nothing on a two-core CPU, with `training/configs/bundled.yaml`:
 
@@ -96,13 +96,10 @@ def _start(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, fl
    {shape["length"]} tokens each ({_minutes(log["pretrain"])} minutes);"""
 
 
-def _bent(teacher: Mapping[str, Any]) -> str:
-    if not teacher.get("families"):
+def _made(teacher: Mapping[str, Any]) -> str:
+    if not teacher.get("sentences"):
         return ""
-    return (
-        f";\n   {teacher['families']:,} sentences come with {teacher['variants']} made of them by"
-        " rules: words replaced, moved, left out, joined"
-    )
+    return f";\n   {teacher['sentences']:,} of the texts are sentences of the others"
 
 
 def _mixed(training: Mapping[str, Any]) -> str:

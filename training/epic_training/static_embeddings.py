@@ -141,7 +141,7 @@ def install(
     embedder: StaticEmbedder,
     special: Sequence[int],
     end: int,
-    rms: float = 1.0,
+    rms: float,
 ) -> None:
     """Make a Llama decoder, new from its configuration, give the static embedder's vectors.
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from epic_retrieval.errors import CheckpointError, InputError
 from epic_retrieval.storage import write_atomically
-from epic_training.made import families
+from epic_training.made import sentences
 from epic_training.pairs import is_development, read_pairs
 from epic_training.stages import half_is_fast
 
@@ -142,8 +142,8 @@ def teach(
     """Encode the texts, or read what an earlier run wrote.
 
     Args:
-        config: `package`, `texts` (at most so many), `max_tokens` and `shares`; `families` of so
-            many sentences with `variants` of each, see `made.families`.
+        config: `package`, `texts` (at most so many), `max_tokens` and `shares`; beside these texts,
+            all of the data sets `whole`, and so many `sentences` of all texts.
         folders: of the data sets.
         out: folder of `texts.json` and the shards; made where it is missing.
         dev_percent: as in `teacher_texts`.
@@ -151,8 +151,13 @@ def teach(
     file = out / "texts.json"
     if not file.is_file():
         texts = teacher_texts(folders, config["shares"], dev_percent)[: config["texts"]]
-        if config.get("families"):
-            texts = families(texts, config["families"], config["variants"])
+        whole = dict.fromkeys(config.get("whole", ()), 1.0)
+        if whole:
+            added = teacher_texts(folders, whole, dev_percent)
+            texts += sorted(set(added) - set(texts), key=_number)
+        if config.get("sentences"):
+            cut = set(sentences(texts)) - set(texts)
+            texts += sorted(cut, key=_number)[: config["sentences"]]
         write_atomically(file, json.dumps(texts).encode())
     texts = json.loads(file.read_text(encoding="utf-8"))
     shards = list(_shards(out, len(texts)))
