@@ -30,7 +30,12 @@ def read(name: str) -> dict[str, Any]:
 
 
 CONFIG, DISTILLED = read("bundled"), read("bundled-distilled")
-RECIPES = {"bundled": CONFIG, "distilled": DISTILLED}
+DISTILLING = {
+    "distilled": DISTILLED,
+    "larger": read("bundled-larger-embeddings"),
+    "wider": read("bundled-wider"),
+}
+RECIPES = {"bundled": CONFIG, **DISTILLING}
 EACH = pytest.mark.parametrize("config", RECIPES.values(), ids=RECIPES)
 
 
@@ -87,17 +92,18 @@ def test_pretraining() -> None:
     assert required(PretrainConfig) <= chosen <= names(PretrainConfig) - {"seed"}
 
 
-def test_distillation() -> None:
-    chosen = set(DISTILLED["distil"])
+@pytest.mark.parametrize("config", DISTILLING.values(), ids=DISTILLING)
+def test_distillation(config: dict[str, Any]) -> None:
+    chosen = set(config["distil"])
     known = names(DistilConfig) | set(SCHEDULE) | keys_read_by(distilled)
     assert required(DistilConfig) | {"max_tokens"} <= chosen <= known
-    assert set(DISTILLED["static"]) <= names(StaticConfig) - {"seed"}
-    assert set(DISTILLED["teacher"]) <= keys_read_by(teacher)
-    whole = set(DISTILLED["teacher"]["whole"])
-    assert set(DISTILLED["teacher"]["shares"]) | whole == set(DISTILLED["data"])
-    assert DISTILLED["distil"]["max_tokens"] <= DISTILLED["teacher"]["max_tokens"] - 2
+    assert set(config["static"]) <= names(StaticConfig) - {"seed"}
+    assert set(config["teacher"]) <= keys_read_by(teacher)
+    whole = set(config["teacher"].get("whole", ()))
+    assert set(config["teacher"]["shares"]) | whole == set(config["data"])
+    assert config["distil"]["max_tokens"] <= config["teacher"]["max_tokens"] - 2
     # The start as a mean needs a value for every coordinate.
-    model = DISTILLED["model"]
+    model = config["model"]
     assert model["num_key_value_heads"] * model["head_dim"] == model["hidden_size"]
 
 

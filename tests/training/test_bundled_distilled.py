@@ -26,6 +26,8 @@ DISTILLED: dict[str, Any] = {
         "texts": 400,
         "whole": ["twins"],
         "sentences": 20,
+        "families": 60,
+        "variants": 1,
         "max_tokens": 32,
         "shares": {"animals": 1.0, "twins": 0.5},
     },
@@ -38,6 +40,7 @@ DISTILLED: dict[str, Any] = {
         "learning_rate": 1.0e-3,
         "table_learning_rate": 1.0e-3,
         "max_tokens": 30,
+        "family": 2,
         "bfloat16": True,
     },
     "contrastive": {

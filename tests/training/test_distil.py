@@ -118,16 +118,17 @@ def test_texts_that_are_alike_become_pairs() -> None:
     assert alike_pairs(torch.eye(4), 5) == []
 
 
-def test_every_text_is_drawn_but_empty_ones() -> None:
+def test_families_are_drawn_together() -> None:
     checkpoint = tiny_encoder("llama").checkpoint
     rows = [[4 + number] for number in range(30)]
-    rows[9] = []
+    rows[9] = []  # an empty text is passed over, its family is not
     step = Distillation(
-        checkpoint, column(rows), torch.randn(30, 32), ["Find it"], DistilConfig(batch=12)
+        checkpoint, column(rows), torch.randn(30, 32), ["Find it"], DistilConfig(batch=12, family=3)
     )
     met: set[int] = set()
     for number in range(20):
         drawn = step._drawn(np.random.default_rng(number)).tolist()
         assert len(set(drawn)) == len(drawn) in {11, 12}
+        assert {row // 3 * 3 + place for row in drawn for place in range(3)} - set(drawn) <= {9}
         met |= set(drawn)
     assert met == set(range(30)) - {9}

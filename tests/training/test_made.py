@@ -1,4 +1,4 @@
-"""Texts that are made, of documentation and of code."""
+"""Texts that are made: of documentation and of code, and of sentences by rules."""
 
 import json
 from pathlib import Path
@@ -9,12 +9,42 @@ from epic_retrieval.errors import InputError
 from epic_training import made
 from epic_training.made import (
     asked,
+    bent,
     code_pairs,
     data_folders,
+    families,
     sentences,
     stdlib_pairs,
 )
 from epic_training.pairs import Pair, read_pairs
+
+SENTENCES = [f"the {a} {v} near the old {p}" for a in "ab" for v in "cdef" for p in "ghij"]
+SHORT = [f"word {n}" for n in range(11)]
+
+
+def test_families_are_blocks_of_a_sentence_and_its_variants() -> None:
+    texts = families([*SHORT, *SENTENCES], count=20, variants=3)
+    assert texts == families([*SHORT, *SENTENCES], count=20, variants=3)
+    blocks = [texts[start : start + 4] for start in range(0, len(texts), 4)]
+    parents = [block for block in blocks if block[0] in SENTENCES[:20]]
+    assert len(parents) == 20
+    for sentence, *variants in parents:
+        assert len({sentence, *variants}) == 4
+        for variant in variants:
+            assert set(variant.split()) & set(sentence.split())
+    others = [text for block in blocks if block not in parents for text in block]
+    assert len(others) == 20  # of 11 + 12, what fills blocks
+    assert set(others) <= {*SHORT, *SENTENCES[20:]}
+
+
+def test_a_sentence_is_bent_in_every_way() -> None:
+    sentence, other = "a man is slicing an onion on a board", "the bank left its rates unchanged"
+    found = {variant for word in ("", "1", "2") for variant in bent(sentence + word, other, [], 12)}
+    words = sentence.split()
+    assert any(sorted(one.split()) == sorted(words) != one.split() for one in found), "moved"
+    assert any(len(one.split()) < len(words) and set(one.split()) < set(words) for one in found)
+    assert any(one.startswith("the bank left") for one in found), "joined"
+    assert bent("no no no no no", "no no no no no", ["no"], 3)[-1] == "no no no no no"
 
 
 def test_documentation_becomes_pairs(tmp_path: Path) -> None:

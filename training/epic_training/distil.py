@@ -36,6 +36,8 @@ class DistilConfig:
         temperature: of these similarities.
         max_tokens: a text is cut here; the teacher saw no more either.
         rows_at_once: rows per forward pass, sorted by length.
+        family: texts come in blocks of so many that are drawn together (`made.families`): only side
+            by side do small differences tell.
         textual: in half of the steps up to so many demonstrations stand before the instruction as
             text, made of any texts: what stands before a text is not a part of its meaning.
     """
@@ -46,6 +48,7 @@ class DistilConfig:
     temperature: float = 0.05
     max_tokens: int = 62
     rows_at_once: int = 64
+    family: int = 1
     textual: int = 0
 
 
@@ -109,9 +112,11 @@ class Distillation(nn.Module):
         )
 
     def _drawn(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Rows of this step's texts."""
-        size = min(self.config.batch, len(self._usable))
-        rows = rng.choice(len(self._usable), size=size, replace=False)
+        """Rows of this step's texts, family by family."""
+        family, blocks = self.config.family, -(-len(self._usable) // self.config.family)
+        first = rng.choice(blocks, size=min(self.config.batch // family, blocks), replace=False)
+        rows: NDArray[np.int64] = (first[:, None] * family + np.arange(family)).reshape(-1)
+        rows = rows[rows < len(self._usable)]
         kept: NDArray[np.int64] = rows[self._usable[rows]]
         return kept
 

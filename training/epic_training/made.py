@@ -1,6 +1,8 @@
-"""Training texts that the project makes itself, of the documentation and the code at hand.
+"""Training texts that the project makes itself: documentation and code at hand, bent sentences.
 
-Knows nothing of models.
+Small models learn from a teacher what they are shown. Pairs of sentences that share most words and
+differ in meaning are rare in collections, so they are made: words replaced, moved, left out, joined
+with another sentence. What each then means, the teacher says. Knows nothing of models.
 """
 
 import ast
@@ -8,9 +10,12 @@ import gzip
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from epic_retrieval.errors import InputError
 from epic_retrieval.stdlib_docs import (
@@ -33,6 +38,9 @@ _QUESTIONS = (
 _MOST_CODE = 800  # characters of a function
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
 _FEWEST_WORDS, _MOST_WORDS = 5, 40  # of a sentence
+_TRIES = 5
+_RULES = ("replaced", "moved", "shortened", "joined")
+_RARE = 2  # words that occur less often are left out of the lexicon: mostly typing errors and codes
 
 
 def data_folders(config: Mapping[str, Any], data: Path, out: Path) -> dict[str, Path]:
@@ -134,3 +142,86 @@ def sentences(texts: Sequence[str]) -> Iterator[str]:
                 sentence = " ".join(one.split())
                 if _FEWEST_WORDS <= len(sentence.split()) <= _MOST_WORDS:
                     yield sentence
+
+
+def families(texts: Sequence[str], count: int, variants: int) -> list[str]:
+    """Texts in blocks of 1 + `variants`: a sentence and what was made of it, or unrelated texts.
+
+    Args:
+        texts: each once, in any order; their contents alone decide every draw.
+        count: families, as far as there are sentences of a fitting length.
+        variants: made of each.
+
+    Returns:
+        Blocks in an order like that of `texts`; texts that fill no block are left out.
+    """
+    size = 1 + variants
+    lexicon = _lexicon(texts)
+    parents = [text for text in texts if _FEWEST_WORDS <= len(text.split()) <= _MOST_WORDS][:count]
+    chosen = set(parents)
+    others = [text for text in texts if text not in chosen]
+    blocks = [
+        [parent, *bent(parent, parents[number - 1], lexicon, variants)]
+        for number, parent in enumerate(parents)
+    ]
+    blocks += [others[i : i + size] for i in range(0, len(others) - size + 1, size)]
+    order = np.random.default_rng(len(texts)).permutation(len(blocks))
+    return [text for i in order for text in blocks[int(i)]]
+
+
+def _lexicon(texts: Sequence[str]) -> list[str]:
+    """Words of letters that occur in at least two texts, in alphabetical order."""
+    counts = Counter(word for text in texts for word in set(text.lower().split()))
+    return sorted(word for word, n in counts.items() if n >= _RARE and word.isalpha())
+
+
+def bent(text: str, other: str, lexicon: Sequence[str], count: int) -> list[str]:
+    """`count` different sentences made of one.
+
+    Args:
+        text: the sentence; it decides all draws.
+        other: what it may be joined with.
+        lexicon: what words are replaced by; empty: words of `other` are taken.
+        count: how many.
+    """
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    rng = np.random.default_rng(int.from_bytes(digest, "big"))
+    words, foreign = text.split(), other.split()
+    found: list[str] = []
+    for number in range(count * _TRIES):
+        if len(found) == count:
+            break
+        rule = _RULES[(number + int(digest[0])) % len(_RULES)]
+        made = " ".join(_changed(rule, list(words), foreign, lexicon or foreign, rng))
+        if made and made != " ".join(words) and made not in found:
+            found.append(made)
+    # A text of one repeated word can run out of variants; it then stands for itself.
+    return found + [text] * (count - len(found))
+
+
+def _changed(
+    rule: str,
+    words: list[str],
+    foreign: Sequence[str],
+    lexicon: Sequence[str],
+    rng: np.random.Generator,
+) -> list[str]:
+    """The words of a sentence after one rule."""
+    match rule:
+        case "replaced":
+            places = rng.choice(len(words), size=1 + int(len(words) > 8), replace=False)
+            for place in places:
+                words[int(place)] = lexicon[int(rng.integers(len(lexicon)))]
+            return words
+        case "moved":  # two words change places: who does what to whom
+            a, b = (int(i) for i in rng.choice(len(words), size=2, replace=False))
+            words[a], words[b] = words[b], words[a]
+            return words
+        case "shortened":
+            kept = rng.random(len(words)) >= 0.3
+            return [word for word, keep in zip(words, kept, strict=True) if keep]
+        case _:  # joined: one half of each
+            half, other = len(words) // 2, len(foreign) // 2
+            if rng.random() < 0.5:
+                return [*words[:half], *foreign[other:]]
+            return [*foreign[:other], *words[half:]]

@@ -97,9 +97,15 @@ def _start(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, fl
 
 
 def _made(teacher: Mapping[str, Any]) -> str:
-    if not teacher.get("sentences"):
-        return ""
-    return f";\n   {teacher['sentences']:,} of the texts are sentences of the others"
+    made = ""
+    if teacher.get("sentences"):
+        made += f";\n   {teacher['sentences']:,} of the texts are sentences of the others"
+    if teacher.get("families"):
+        made += (
+            f";\n   {teacher['families']:,} sentences come with {teacher['variants']} made of them"
+            " by rules: words replaced, moved, left out, joined"
+        )
+    return made
 
 
 def _mixed(training: Mapping[str, Any]) -> str:

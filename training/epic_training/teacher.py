@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from epic_retrieval.errors import CheckpointError, InputError
 from epic_retrieval.storage import write_atomically
-from epic_training.made import sentences
+from epic_training.made import families, sentences
 from epic_training.pairs import is_development, read_pairs
 from epic_training.stages import half_is_fast
 
@@ -143,7 +143,8 @@ def teach(
 
     Args:
         config: `package`, `texts` (at most so many), `max_tokens` and `shares`; beside these texts,
-            all of the data sets `whole`, and so many `sentences` of all texts.
+            all of the data sets `whole`, and so many `sentences` of all texts; `families` of so
+            many sentences with `variants` of each, see `made.families`.
         folders: of the data sets.
         out: folder of `texts.json` and the shards; made where it is missing.
         dev_percent: as in `teacher_texts`.
@@ -158,6 +159,8 @@ def teach(
         if config.get("sentences"):
             cut = set(sentences(texts)) - set(texts)
             texts += sorted(cut, key=_number)[: config["sentences"]]
+        if config.get("families"):
+            texts = families(texts, config["families"], config["variants"])
         write_atomically(file, json.dumps(texts).encode())
     texts = json.loads(file.read_text(encoding="utf-8"))
     shards = list(_shards(out, len(texts)))
