@@ -1,6 +1,6 @@
 """Top-3 hits of the bundled model, BM25 and other small embedders on questions about Python.
 
-    python benchmarks/stdlib_questions.py [--data DATA] [--model FOLDER] [--out FILE]
+    python benchmarks/stdlib_questions.py [--data DATA] [--model FOLDER] [--whole] [--out FILE]
 
 The passages are those of `epic demo`, the documentation of this interpreter's standard library; a
 question counts when one of its names is among the first three. Rivals that are not installed are
@@ -119,10 +119,13 @@ def main(
     model: Annotated[
         str | None, typer.Option(help="a checkpoint; default: the bundled one")
     ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="passages with signature and details")
+    ] = False,
     out: Annotated[Path, typer.Option()] = HERE / "results" / "stdlib_questions.json",
 ) -> None:
     """Measure, print the table, write the JSON."""
-    rows, texts = questions(), passages()
+    rows, texts = questions(), passages(whole=whole)
     unknown = [name for row in rows for name in row["names"] if name not in texts]
     if unknown:
         print(f"not in this Python's documentation: {', '.join(unknown)}")
@@ -144,7 +147,7 @@ def main(
         cwd=HERE,
     )
     record = {
-        "command": "python benchmarks/stdlib_questions.py --data DATA",
+        "command": f"python benchmarks/stdlib_questions.py --data DATA{' --whole' * whole}",
         "commit": commit.stdout.strip(),
         "hardware": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores",
         "python": platform.python_version(),

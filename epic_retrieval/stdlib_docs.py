@@ -58,15 +58,15 @@ def stdlib_summaries(stdlib: Path | None = None) -> Iterator[Passage]:
     """Yields the same passages, each with what a small encoder needs of it to find it.
 
     Signatures and details drown what a docstring says first: with them all-MiniLM-L6-v2 finds
-    fewer answers (benchmarks/stdlib_questions.py).
-
-    Yields:
-        Passages such as id `shutil.copytree`, title `shutil copytree` (the words of the name),
-        text the docstring's first paragraph.
+    fewer answers (benchmarks/stdlib_questions.py --whole).
     """
-    for passage in stdlib_passages(stdlib):
-        first, *_ = passage.text.split("\n\n")
-        yield Passage(id=passage.id, title=words_of(passage.id), text=first)
+    yield from map(summary, stdlib_passages(stdlib))
+
+
+def summary(passage: Passage) -> Passage:
+    """Id `shutil.copytree`, title `shutil copytree`, text the docstring's first paragraph."""
+    first, *_ = passage.text.split("\n\n")
+    return Passage(id=passage.id, title=words_of(passage.id), text=first)
 
 
 def words_of(name: str) -> str:

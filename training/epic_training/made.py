@@ -21,7 +21,7 @@ from epic_retrieval.errors import InputError
 from epic_retrieval.stdlib_docs import (
     stdlib_definitions,
     stdlib_passages,
-    stdlib_summaries,
+    summary,
     words_of,
 )
 from epic_retrieval.storage import write_atomically
@@ -71,12 +71,12 @@ def stdlib_pairs(stdlib: Path | None = None) -> Iterator[Pair]:
     Args:
         stdlib: folder of sources; this interpreter's standard library by default.
     """
-    for passage, summary in zip(stdlib_passages(stdlib), stdlib_summaries(stdlib), strict=True):
+    for passage in stdlib_passages(stdlib):
         first, *rest = _SENTENCE_END.split(passage.text.strip(), maxsplit=1)
         if len(first.split()) >= _FEWEST_WORDS:
             sentence = " ".join(first.split())
             yield Pair(sentence, f"{passage.title}\n{rest[0] if rest else first}")
-            yield Pair(asked(sentence), f"{summary.title}\n{summary.text}")
+            yield Pair(asked(sentence), summary(passage).content)
         words = words_of(".".join(passage.id.split(".")[-2:]))
         yield Pair(words, f"{passage.title}\n{passage.text}")
 
