@@ -42,7 +42,7 @@ def questions() -> list[dict[str, Any]]:
 def passages(*, whole: bool = False) -> dict[str, str]:
     """Name to text, as an index of `epic demo` encodes it; `whole`: with signature and details."""
     found = stdlib_passages() if whole else stdlib_summaries()
-    return {one.id: f"{one.title}\n{one.text}" for one in found}
+    return {one.id: one.content for one in found}
 
 
 def nearest(asked: NDArray[np.float32], known: NDArray[np.float32], names: Sequence[str]) -> Found:
@@ -146,8 +146,9 @@ def main(
         check=True,
         cwd=HERE,
     )
+    options = f"{f' --model {model}' if model else ''}{' --whole' * whole}"
     record = {
-        "command": f"python benchmarks/stdlib_questions.py --data DATA{' --whole' * whole}",
+        "command": f"python benchmarks/stdlib_questions.py --data DATA{options}",
         "commit": commit.stdout.strip(),
         "hardware": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores",
         "python": platform.python_version(),

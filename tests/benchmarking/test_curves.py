@@ -26,6 +26,8 @@ def test_words_for_curves() -> None:
     assert in_words("passages", graph, curve("slow", (1000, 4.0), (10_000, 4.0))) == (
         "graph is faster than slow from 1,000 to 10,000 passages: 0.50 of the time at 10,000."
     )
+    many = curve("graph", (1_000_000, 2.0)), curve("slow", (1_000_000, 4.0))
+    assert in_words("passages", *many).endswith("0.50 of the time at 1,000,000.")
     same = curve("same", (1000, 2.01), (10_000, 2.02))
     assert "no measurable difference" in in_words("passages", graph, same)
     partly = curve("partly", (1000, 2.01), (10_000, 4.0))
