@@ -130,7 +130,7 @@ class Study:
         folder = self._work / "base"
         made = folder / "model"
         if not made.is_dir():
-            settings = base_settings()
+            settings = dict(load_yaml(HERE / "base.yaml"))
             folder.mkdir(parents=True, exist_ok=True)
             folders = data_folders(settings, self._data / "train_clean", folder)
             tokenizer = prepare_tokenizer(settings, folders, folder)
@@ -219,13 +219,6 @@ class Study:
         }
         text = json.dumps(self._record, indent=1, ensure_ascii=False) + "\n"
         write_atomically(RESULTS, text.encode())
-
-
-def base_settings() -> dict[str, Any]:
-    """The recipe of the bundled model up to its distillation, with what base.yaml changes."""
-    own = dict(load_yaml(HERE / "base.yaml"))
-    settings = dict(load_yaml(HERE.parents[1] / own.pop("recipe")))
-    return settings | {name: settings.get(name, {}) | changed for name, changed in own.items()}
 
 
 @torch.no_grad()

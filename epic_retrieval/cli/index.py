@@ -259,9 +259,12 @@ def _print_hits(query: str, hits: "list[Hit]", nothing: str) -> None:
     if not hits:
         typer.echo(f"     {nothing}")
     for hit in hits:
-        shown = " ".join(hit.passage.content.split())
+        passage = hit.passage
+        # A Markdown file's first heading is its title, and stays in its text.
+        titled = passage.text.partition("\n")[0].strip("# \t\r") == passage.title
+        shown = " ".join((passage.text if titled else passage.content).split())
         cut = shown if len(shown) <= 100 else shown[:99].rstrip() + "…"
-        typer.echo(f"{hit.rank:>3}  {hit.score:.4f}  {hit.passage.id}  {cut}")
+        typer.echo(f"{hit.rank:>3}  {hit.score:.4f}  {passage.id}  {cut}")
 
 
 def _print_json_hits(query: str, hits: "list[Hit]") -> None:

@@ -53,6 +53,18 @@ def test_search_prints_the_passages(folder: Path) -> None:
     assert second.split()[0] == "2"
 
 
+def test_a_title_that_the_text_begins_with_is_shown_once(model: list[str], tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "a.md").write_text("## Cats ##\n\nCats sleep.")
+    (notes / "b.md").write_text("Barking.\n\n# Dogs\n\nDogs bark.")
+    out = str(tmp_path / "index")
+    assert run(app, ["index", "build", str(notes), "--out", out, *model]).exit_code == 0
+    lines = run(app, ["index", "search", out, "x"]).stdout.splitlines()[1:]
+    shown = {line.split()[2]: line.split(maxsplit=3)[3] for line in lines}
+    assert shown == {"a.md": "## Cats ## Cats sleep.", "b.md": "Dogs Barking. # Dogs Dogs bark."}
+
+
 def test_search_as_json_agrees_with_the_library(folder: Path, tiny_encoder_folder: Path) -> None:
     queries = ["who barks?", "sleepy\tpets"]
     done = run(app, ["index", "search", str(folder), *queries, "--json", "--task", "python-docs"])

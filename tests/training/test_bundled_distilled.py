@@ -28,9 +28,12 @@ DISTILLED: dict[str, Any] = {
         "sentences": 20,
         "families": 60,
         "variants": 1,
+        "long": 5,
+        "long_of": ["animals"],
         "max_tokens": 32,
         "shares": {"animals": 1.0, "twins": 0.5},
     },
+    "attention": "eager",
     "static": {"epochs": 4, "batch": 32},
     "model": {**CONFIG["model"], "num_key_value_heads": 2},
     "distil": {
@@ -40,7 +43,11 @@ DISTILLED: dict[str, Any] = {
         "learning_rate": 1.0e-3,
         "table_learning_rate": 1.0e-3,
         "max_tokens": 30,
+        "projector_learning_rate": 1.0e-2,
         "family": 2,
+        "textual": 2,
+        "shown": 3,
+        "noticed": 0.6,
         "bfloat16": True,
     },
     "contrastive": {
@@ -48,7 +55,6 @@ DISTILLED: dict[str, Any] = {
         "own": 0.5,
         "replay": 0.5,
         "mixed": 0.5,
-        "noticed": 0.6,
     },
     "projector": {
         "steps": 3,
@@ -56,7 +62,6 @@ DISTILLED: dict[str, Any] = {
         "learning_rate": 0.0,
         "projector_learning_rate": 1.0e-2,
         "own": 0.5,
-        "noticed": 1.0,
         "mixed": 0.5,
     },
 }

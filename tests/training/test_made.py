@@ -1,6 +1,7 @@
 """Texts that are made: of documentation and of code, and of sentences by rules."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from epic_training.made import (
     code_pairs,
     data_folders,
     families,
+    joined,
     sentences,
     stdlib_pairs,
 )
@@ -113,3 +115,21 @@ def test_made_data_sets_lie_in_the_training_folder(
     assert (found["ours"] / "pairs.jsonl.gz").stat().st_mtime_ns == written
     with pytest.raises(InputError, match="made is 'stdlb'; expected stdlib"):
         data_folders({"data": {"x": {"made": "stdlb"}}}, tmp_path, tmp_path / "out")
+
+
+def test_neighbours_are_joined_to_longer_texts() -> None:
+    texts = [f"passage {n // 2} " + "says  this " * 20 for n in range(60)]  # each twice
+    found = list(joined(texts))
+    assert found == list(joined(iter(texts)))
+    assert len(found) > 5
+    lengths = [len(text) for text in found]
+    assert max(lengths) - min(lengths) > 100
+    assert all(300 <= length <= 1100 for length in lengths)
+    numbers = [int(n) for text in found for n in re.findall(r"passage (\d+)", text)]
+    assert numbers == list(range(len(numbers)))  # in order, each once
+    assert not any("  " in text for text in found)
+
+
+def test_a_text_longer_than_wanted_is_cut() -> None:
+    assert [len(text) for text in joined(["word " * 1000])] == [1100]
+    assert not list(joined(["too short"]))

@@ -51,8 +51,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines(cosqa / "dev_qrels.tsv", ["query-id\tcorpus-id\tscore", "q0\tc4\t1", "q1\tc9\t1"])
     queries = [{"_id": f"q{n}", "text": str(40 + 50 * n)} for n in range(3)]
     lines(cosqa / "dev_queries.jsonl", [json.dumps(row) for row in queries])
-    corpus = [{"_id": f"c{n}", "text": str(10 * n)} for n in range(12)]
+    corpus = [{"_id": f"c{n}", "title": "", "text": str(10 * n)} for n in range(12)]
     lines(cosqa / "corpus.jsonl.gz", [json.dumps(row) for row in corpus])
+    scifact = root / "retrieval/scifact"
+    grades = ["q0\tc4\t1", "q0\tc3\t1", "q1\tc9\t1", "q0\tc5\t0"]
+    lines(scifact / "train_qrels.tsv", ["query-id\tcorpus-id\tscore", *grades])
+    claims = [{"_id": "q0", "text": "44"}, {"_id": "q1", "text": "91"}]
+    lines(scifact / "train_queries.jsonl", [json.dumps(row) for row in claims])
+    titled = [{"_id": row["_id"], "title": row["text"], "text": ""} for row in corpus]
+    lines(scifact / "corpus.jsonl", [json.dumps(row) for row in titled])
     return root
 
 
@@ -68,7 +75,10 @@ def test_each_measure(data: Path) -> None:
     assert scores["trecqa"] == pytest.approx((1 + 1 / 2) / 2)  # the query without answer is out
     assert scores["snips"] == scores["tweeteval_emotion"] == pytest.approx(2 / 3)
     assert scores["cosqa"] == pytest.approx(1)
-    assert scores["mean"] == pytest.approx(np.mean([v for k, v in scores.items() if k != "mean"]))
+    first = (1 + 1 / 2) / (1 + 1 / np.log2(3))  # 44: 40 and 30 are relevant, 50 lies between
+    assert scores["scifact"] == pytest.approx((first + 1) / 2)
+    counted = [value for name, value in scores.items() if name not in {"mean", "scifact"}]
+    assert scores["mean"] == pytest.approx(np.mean(counted))
 
 
 def test_an_encoder_in_both_modes_and_foreign_demonstrations(data: Path) -> None:

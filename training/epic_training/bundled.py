@@ -9,7 +9,7 @@ The finished checkpoint lies in OUT/checkpoint, in float16.
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -165,6 +165,25 @@ def instructions_of(config: Mapping[str, Any]) -> list[str]:
     return sorted(own | {task.instruction for task in builtin_tasks().values()})
 
 
+def start_projector(
+    checkpoint: Checkpoint, rows: Sequence[Sequence[int]], noticed: float | None = None
+) -> None:
+    """Scale the projector to the token embeddings, by the states of a few texts.
+
+    Args:
+        checkpoint: changed in place.
+        rows: tokens of texts.
+        noticed: as in `start_unnoticed`, where the decoder started as a static embedder.
+    """
+    backbone, projector = checkpoint.backbone, checkpoint.projector
+    assert projector is not None  # noqa: S101  (this pipeline makes one)
+    with torch.no_grad():
+        states = backbone.encode([[_BOS, *row] for row in rows])
+    projector.scale_to(states, backbone.embedding_rms())
+    if noticed is not None:
+        start_unnoticed(projector, backbone.model, _BOS, noticed)
+
+
 def train_contrastive(
     config: dict[str, Any], out: Path, checkpoint: Checkpoint, replay: Distillation | None = None
 ) -> None:
@@ -187,7 +206,7 @@ def train_contrastive(
     chosen = dict(config["contrastive"])
     batch, decay = chosen.pop("batch"), chosen.pop("weight_decay")
     own, weight = chosen.pop("own", 1.0), chosen.pop("replay", 0.0)
-    mixed, noticed = chosen.pop("mixed", 0.0), chosen.pop("noticed", 0.0)
+    mixed = chosen.pop("mixed", 0.0)
     chosen.pop("replayed", None)
     plan = {key: chosen.pop(key) for key in SCHEDULE if key in chosen}
     limits = {key: chosen.pop(key) for key in ("negatives", "query_tokens", "passage_tokens")}
@@ -205,13 +224,9 @@ def train_contrastive(
         **limits,
     )
     step_loss = ContrastiveStep(checkpoint, settings)
-    backbone, projector = checkpoint.backbone, checkpoint.projector
-    assert projector is not None  # noqa: S101  (this pipeline makes one)
-    with torch.no_grad():
-        rows = [[_BOS, *row] for row in make_batch(0).positives[:64]]
-        projector.scale_to(backbone.encode(rows), backbone.embedding_rms())
-    if "teacher" in config:
-        start_unnoticed(projector, backbone.model, _BOS, noticed)
+    backbone = checkpoint.backbone
+    if "teacher" not in config:
+        start_projector(checkpoint, make_batch(0).positives[:64])
     repeated = None if replay is None or not weight else (replay, weight)
     compute = contrast(make_batch, step_loss, repeated)
     run_stage("contrastive", plan, decay, compute, step_loss, out)
@@ -230,8 +245,6 @@ def train_contrastive(
             if stage == "projector":
                 changed = replace(changed, plain_weight=0.0)
                 backbone.model.requires_grad_(False)
-                if "noticed" in later:
-                    start_unnoticed(projector, backbone.model, _BOS, later.pop("noticed"))
             shown = ContrastiveStep(checkpoint, changed)
             run_stage(stage, later, decay, contrast(varied, shown, repeated), shown, out)
     backbone.model.eval()
@@ -274,10 +287,12 @@ def main(
         model, lessons = distilled_start(settings, folders, out, tokenizer)
         checkpoint = new_checkpoint(settings, out, model.to(device))
         known = instructions_of(settings)
-        distil(settings, distillation(settings, checkpoint, lessons, known), out)
-        shown = settings["contrastive"]["max_demonstrations"]
+        first = [[*lessons.texts[i].tolist(), _EOS] for i in range(64)]
+        start_projector(checkpoint, first, settings["distil"]["noticed"])
+        shown = settings["distil"]["shown"]
+        distil(settings, distillation(settings, checkpoint, lessons, known, shown), out)
         changes = settings["contrastive"].get("replayed", {})
-        replay = distillation(settings, checkpoint, lessons, known, most_shown=shown, **changes)
+        replay = distillation(settings, checkpoint, lessons, known, shown, **changes)
         prepare_tokens(settings, folders, out, tokenizer)
     else:
         prepare_tokens(settings, folders, out, tokenizer)

@@ -82,6 +82,7 @@ class Distillation(nn.Module):
     ) -> None:
         super().__init__()
         self.model = checkpoint.adapter or checkpoint.backbone.model
+        self.projector = checkpoint.projector if most_shown else None
         self.checkpoint, self.config = checkpoint, config
         self._texts, self._targets, self._instructions = texts, targets, instructions
         self._usable = np.diff(texts.ends, prepend=0) > 0
@@ -128,7 +129,7 @@ class Distillation(nn.Module):
         rng: np.random.Generator,
     ) -> Prompt:
         """An instruction, behind vectors of pairs of the texts `alone` (m, d) if so drawn."""
-        template, g = self.checkpoint.config.template, self.checkpoint.projector
+        template, g = self.checkpoint.config.template, self.projector
         if self.config.textual and rng.random() < 0.5:
             return build_prompt(template, instruction, self._foreign(rng), textual=True)
         most = int(rng.integers(self._most_shown + 1))

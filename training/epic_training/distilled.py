@@ -97,6 +97,8 @@ def distilled_start(
             eos_token_id=_EOS,
         )
     )
+    if "attention" in config:
+        model.set_attn_implementation(config["attention"])
     special = [_PAD, _BOS, _EOS, _UNKNOWN]
     size = StaticConfig(**config["static"]).embedding_rms
     install(model, StaticEmbedder(state["vectors"], state["log_weights"]), special, _EOS, size)

@@ -1,8 +1,9 @@
 """Training texts that the project makes itself: documentation and code at hand, bent sentences.
 
-Small models learn from a teacher what they are shown. Pairs of sentences that share most words and
-differ in meaning are rare in collections, so they are made: words replaced, moved, left out, joined
-with another sentence. What each then means, the teacher says. Knows nothing of models.
+Small models learn from a teacher what they are shown, so rare kinds of text are made: longer ones
+of neighbouring passages, and pairs of sentences that share most words and differ in meaning (words
+replaced, moved, left out, joined with another sentence). What each then means, the teacher says.
+Knows nothing of models.
 """
 
 import ast
@@ -11,7 +12,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ _QUESTIONS = (
 _MOST_CODE = 800  # characters of a function
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
 _FEWEST_WORDS, _MOST_WORDS = 5, 40  # of a sentence
+_SHORTEST, _LONGEST = 300, 1100  # characters of texts put together
 _TRIES = 5
 _RULES = ("replaced", "moved", "shortened", "joined")
 _RARE = 2  # words that occur less often are left out of the lexicon: mostly typing errors and codes
@@ -142,6 +144,29 @@ def sentences(texts: Sequence[str]) -> Iterator[str]:
                 sentence = " ".join(one.split())
                 if _FEWEST_WORDS <= len(sentence.split()) <= _MOST_WORDS:
                     yield sentence
+
+
+def joined(texts: Iterable[str]) -> Iterator[str]:
+    """Neighbours of a collection put together to texts of 300 to 1,100 characters.
+
+    Args:
+        texts: in the collection's order, in which neighbours often are of one document; equal ones
+            that follow each other count once.
+    """
+    parts: list[str] = []
+    wanted, last = 0, ""
+    for text in texts:
+        if text == last:
+            continue
+        last = text
+        if not parts:
+            draw = hashlib.blake2b(text.encode(), digest_size=2).digest()
+            wanted = _SHORTEST + int.from_bytes(draw, "big") % (_LONGEST - _SHORTEST)
+        parts.append(" ".join(text.split()))
+        together = " ".join(parts)
+        if len(together) >= wanted:
+            yield together[:_LONGEST]
+            parts = []
 
 
 def families(texts: Sequence[str], count: int, variants: int) -> list[str]:

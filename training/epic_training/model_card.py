@@ -100,6 +100,8 @@ def _made(teacher: Mapping[str, Any]) -> str:
     made = ""
     if teacher.get("sentences"):
         made += f";\n   {teacher['sentences']:,} of the texts are sentences of the others"
+    if teacher.get("long"):
+        made += f";\n   {teacher['long']:,} more are neighbouring passages put together"
     if teacher.get("families"):
         made += (
             f";\n   {teacher['families']:,} sentences come with {teacher['variants']} made of them"

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from epic_retrieval.projector import Projector
 from epic_training.optimization import adamw, load_state, save_state, set_rate
 from epic_training.step import Parts
+from epic_training.token_table import summed_in_place
 
 _SAVE_EVERY = 50
 SCHEDULE = (
@@ -62,10 +63,11 @@ def run_stage(
     with (out / f"{name}.jsonl").open("a", encoding="utf-8") as log:
         for step in range(first, steps):
             set_rate(optimizer, step, plan["warmup"], steps)
-            with _precision(plan, model.device.type):
-                loss, parts = compute(step)
-            if loss.requires_grad:  # not where only a projector learns, and nothing is shown
-                loss.backward()
+            with summed_in_place(model.get_input_embeddings()):
+                with _precision(plan, model.device.type):
+                    loss, parts = compute(step)
+                if loss.requires_grad:  # not where only a projector learns, and nothing is shown
+                    loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from epic_retrieval.errors import CheckpointError, InputError
 from epic_retrieval.storage import write_atomically
-from epic_training.made import families, sentences
+from epic_training.made import families, joined, sentences
 from epic_training.pairs import is_development, read_pairs
 from epic_training.stages import half_is_fast
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SHARD = 4096  # texts
-_AT_ONCE = 64
+_AT_ONCE = 16  # little is padded
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,13 @@ def teacher_texts(
     return sorted(kept, key=_number)
 
 
+def _passages(folder: Path, dev_percent: float) -> Iterator[str]:
+    """Of the training pairs of a data set, in its order."""
+    for pair in read_pairs(folder / "pairs.jsonl.gz"):
+        if not is_development(pair.query, dev_percent):
+            yield pair.positive
+
+
 def _number(text: str) -> float:
     """From 0 to 1, by the text alone."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48
@@ -143,8 +150,9 @@ def teach(
 
     Args:
         config: `package`, `texts` (at most so many), `max_tokens` and `shares`; beside these texts,
-            all of the data sets `whole`, and so many `sentences` of all texts; `families` of so
-            many sentences with `variants` of each, see `made.families`.
+            all of the data sets `whole`, so many `sentences` of all texts, and so many `long` ones
+            joined of neighbouring passages of the data sets `long_of`; `families` of so many
+            sentences with `variants` of each, see `made.families`.
         folders: of the data sets.
         out: folder of `texts.json` and the shards; made where it is missing.
         dev_percent: as in `teacher_texts`.
@@ -159,6 +167,13 @@ def teach(
         if config.get("sentences"):
             cut = set(sentences(texts)) - set(texts)
             texts += sorted(cut, key=_number)[: config["sentences"]]
+        if config.get("long"):
+            found = {
+                text
+                for name in config["long_of"]
+                for text in joined(_passages(folders[name], dev_percent))
+            }
+            texts += sorted(found - set(texts), key=_number)[: config["long"]]
         if config.get("families"):
             texts = families(texts, config["families"], config["variants"])
         write_atomically(file, json.dumps(texts).encode())
