@@ -22,7 +22,7 @@ def card(folder: Path, scores: list[DevelopmentScore]) -> str:
         "pretrain": [
             {"step": 50 * n, "seconds": s} for n, s in enumerate((600.0, 1200.0, 300.0, 600.0))
         ],
-        "contrastive": [{"step": 50, "seconds": 420.0}],
+        "contrastive": [{"step": 50, "seconds": 70.0}],
     }
     write_model_card(folder, CONFIG, METAS, log, scores)
     return (folder / "README.md").read_text()
@@ -36,7 +36,7 @@ def test_card(tmp_path: Path) -> None:
     text = card(tmp_path, scores)
     assert "2.5 MB in float16" in text
     assert "(30 minutes)" in text
-    assert "(7 minutes)" in text
+    assert "(1 minute)" in text
     assert "| gsm8k | 70 | 0.500 | 0.700 (0.600 to 0.800) |" in text
     assert "| **mean** | | **0.400** | **0.500** |" in text
     assert "- gsm8k: 7,473 pairs, MIT" in text

@@ -49,9 +49,10 @@ better. It knows English only, and of that mostly technical documentation, medic
 
 {_start(config, log)}
 3. {training["steps"]} steps of EPIC contrastive training of all weights, batch {training["batch"]}
-   ({_minutes(log["contrastive"])} minutes): up to {training["max_demonstrations"]} demonstrations
+   ({_minutes(log["contrastive"])}): up to {training["max_demonstrations"]} demonstrations
    a prompt, drawn per group ({training["groups"]} groups a batch), temperature
-   {training["temperature"]}, plain loss weighted {training["plain_weight"]}{_mixed(training)};
+   {training["temperature"]},
+   loss of the plain query weighted {training["plain_weight"]}{_mixed(training)};
 {_later_stages(config, log)}
 All decisions are in `epic_config.json`. The batches of stage 3 also include passages to be found by
 a few words that were cut out of them (`crop` in the configuration).
@@ -87,13 +88,13 @@ def _start(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, fl
 1. token embeddings: each token's vector by the teacher, fitted with one weight each so that their
    means over texts come close to the teacher's vectors; the decoder starts as that mean;
 2. {taught["steps"]} steps of distillation, {taught["batch"]} texts each, half of them behind an
-   instruction ({_minutes(log["distil"])} minutes){_made(config["teacher"])};"""
+   instruction ({_minutes(log["distil"])}){_made(config["teacher"])};"""
     shape = config["pretrain"]
     return f"""Trained from nothing on a two-core CPU, with `training/configs/bundled.yaml`:
 
 1. token embeddings from co-occurrence statistics (PMI, truncated SVD);
 2. {shape["steps"]} steps of next-token prediction, {shape["batch"]} x
-   {shape["length"]} tokens each ({_minutes(log["pretrain"])} minutes);"""
+   {shape["length"]} tokens each ({_minutes(log["pretrain"])});"""
 
 
 def _made(teacher: Mapping[str, Any]) -> str:
@@ -139,22 +140,23 @@ def _later_stages(
         if stage == "projector":
             lines.append(
                 f"{number}. {chosen['steps']} steps of the projector alone"
-                f" ({_minutes(log.get(stage, []))} minutes), {chosen['mixed']:.0%} of them mixed."
+                f" ({_minutes(log.get(stage, []))}), {chosen['mixed']:.0%} of them mixed."
             )
             continue
         lines.append(
-            f"{number}. {chosen['steps']} steps more ({_minutes(log.get(stage, []))} minutes),"
+            f"{number}. {chosen['steps']} steps more ({_minutes(log.get(stage, []))}),"
             f" {1 - chosen['own']:.0%} of the batches behind the\n   instruction of some other task"
             f"{_LATER[stage]}."
         )
     return "\n".join(lines) + "\n" if lines else ""
 
 
-def _minutes(records: Sequence[Mapping[str, float]]) -> int:
-    """Minutes of a stage; the clock restarts where a run was resumed."""
+def _minutes(records: Sequence[Mapping[str, float]]) -> str:
+    """How long a stage took; the clock restarts where a run was resumed."""
     seconds = [record["seconds"] for record in records]
     ends = [now for now, after in pairwise([*seconds, -1.0]) if after < now]
-    return round(sum(ends) / 60)
+    minutes = max(1, round(sum(ends) / 60))
+    return "1 minute" if minutes == 1 else f"{minutes} minutes"
 
 
 def _score_rows(scores: Sequence[DevelopmentScore]) -> str:
