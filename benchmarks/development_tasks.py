@@ -4,7 +4,7 @@
 
 Recipes are chosen by these. Each model is scored without demonstrations, with them as vectors, and
 with those of another task, which must do worse where a model reads them. Rivals that are installed
-are scored too. Test splits are not read. Prints a table.
+are scored too. Test splits are not read. Prints a table, whose mean is without SciFact.
 """
 
 from pathlib import Path
