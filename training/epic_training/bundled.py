@@ -288,8 +288,8 @@ def main(
         checkpoint = new_checkpoint(settings, out, model.to(device))
         known = instructions_of(settings)
         first = [[*lessons.texts[i].tolist(), _EOS] for i in range(64)]
-        start_projector(checkpoint, first, settings["distil"]["noticed"])
-        shown = settings["distil"]["shown"]
+        start_projector(checkpoint, first, settings["distil"].get("noticed", 1.0))
+        shown = settings["distil"].get("shown", 0)
         distil(settings, distillation(settings, checkpoint, lessons, known, shown), out)
         changes = settings["contrastive"].get("replayed", {})
         replay = distillation(settings, checkpoint, lessons, known, shown, **changes)
