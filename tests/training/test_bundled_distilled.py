@@ -99,7 +99,8 @@ def test_the_recipe(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contrastive = json.loads((home / "out" / "contrastive.jsonl").read_text())
     assert {"loss", "plain_loss", "cosine", "divergence"} <= set(contrastive)
 
-    # The last stage changes the projector and nothing else.
+    # Distillation trains the projector too; the last stage that and nothing else.
+    assert "weights/projector.output.weight" in load_file(home / "out" / "distil.safetensors")
     before = load_file(home / "out" / "instructions.safetensors")
     after = load_file(home / "out" / "projector.safetensors")
     trained = {name for name in after if name.startswith("weights/")}
