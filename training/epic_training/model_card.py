@@ -45,7 +45,7 @@ pipeline_tag: feature-extraction
 A small English text encoder ({shape["num_hidden_layers"]} layers, {shape["hidden_size"]} wide,
 {weights:.1f} MB in float16) that reads demonstrations as vectors (EPIC). It exists so that
 everything in epic-retrieval runs at once, without a network; on a real task a larger model does
-better. It knows English only, and of that mostly technical documentation, medicine and definitions.
+better. It knows English only, and of that what the data below hold.
 
 {_start(config, log)}
 3. {training["steps"]} steps of EPIC contrastive training of all weights, batch {training["batch"]}
