@@ -16,13 +16,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from epic_retrieval.demonstrations.ranking import ndcg
 from epic_retrieval.encoder import EpicEncoder
 from epic_retrieval.prompt import Mode
 from epic_retrieval.tasks import Demonstration, Task, load_task
 
 Vectors = NDArray[np.float32]
 
+_CUTOFF = 10
 _PER_CLASS = 30  # training texts that a class's mean is taken of
 _MORE_PASSAGES = 1000  # of the corpus, beside those that answer a query
 
@@ -196,10 +196,10 @@ def _retrieval(folder: Path, split: str, share: int) -> Callable[[Encode, Task],
     """nDCG@10 among the passages that answer some query, and some more."""
 
     def score(encode: Encode, task: Task) -> float:
-        answers: dict[str, dict[str, int]] = {}
+        answers: dict[str, set[str]] = {}
         for query, passage, grade in list(_table(folder / f"{split}_qrels.tsv"))[1:]:
-            if int(grade) > 0:
-                answers.setdefault(query, {})[passage] = int(grade)
+            if float(grade) > 0:
+                answers.setdefault(query, set()).add(passage)
         queries = [
             row for row in _lines(folder / f"{split}_queries.jsonl") if row["_id"] in answers
         ]
@@ -209,15 +209,27 @@ def _retrieval(folder: Path, split: str, share: int) -> Callable[[Encode, Task],
         others = [one for one in corpus if one not in wanted][: _MORE_PASSAGES // share]
         ids = [*sorted(wanted), *others]
         texts = ["\n".join(filter(None, (corpus[i]["title"], corpus[i]["text"]))) for i in ids]
+        asked = encode([row["text"] for row in queries], task, passages=False)
+        scores = asked @ encode(texts, task, passages=True).T
         place = {one: number for number, one in enumerate(ids)}
-        scores = ndcg(
-            encode([row["text"] for row in queries], task, passages=False),
-            encode(texts, task, passages=True),
-            [{place[one]: grade for one, grade in answers[row["_id"]].items()} for row in queries],
+        return float(
+            np.mean(
+                [
+                    _ndcg(own, [place[one] for one in answers[row["_id"]]])
+                    for row, own in zip(queries, scores, strict=True)
+                ]
+            )
         )
-        return float(scores.mean())
 
     return score
+
+
+def _ndcg(scores: NDArray[Any], relevant: Sequence[int]) -> float:
+    """nDCG@10 of passages that are relevant or not; ties count against the model."""
+    ranks = np.array([(scores >= scores[one]).sum() for one in relevant])
+    gains = np.where(ranks <= _CUTOFF, 1 / np.log2(ranks + 1), 0)
+    best = 1 / np.log2(np.arange(min(_CUTOFF, len(relevant))) + 2)
+    return float(gains.sum() / best.sum())
 
 
 def _table(path: Path) -> Iterator[list[str]]:
