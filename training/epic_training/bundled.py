@@ -287,7 +287,7 @@ def main(
         model, lessons = distilled_start(settings, folders, out, tokenizer)
         checkpoint = new_checkpoint(settings, out, model.to(device))
         known = instructions_of(settings)
-        first = [[*lessons.texts[i].tolist(), _EOS] for i in range(64)]
+        first = [[*lessons.texts[i].tolist(), _EOS] for i in range(min(64, len(lessons.texts)))]
         start_projector(checkpoint, first, settings["distil"].get("noticed", 1.0))
         shown = settings["distil"].get("shown", 0)
         distil(settings, distillation(settings, checkpoint, lessons, known, shown), out)
