@@ -10,7 +10,7 @@ from benchmarks import frameworks
 from benchmarks.frameworks import WAYS, measure, read_jsonl, read_qrels
 from epic_retrieval.cli.app import app
 
-QUERIES, OTHERS = 12, 24
+QUERIES, OTHERS = 24, 72
 
 
 @pytest.fixture(scope="module")
