@@ -27,7 +27,7 @@ def condition_of(where: str | None) -> dict[str, Any] | None:
     """A condition on metadata from the command line.
 
     Raises:
-        InputError: It is no JSON object.
+        InputError: It is not a JSON object.
     """
     if where is None:
         return None
@@ -35,7 +35,7 @@ def condition_of(where: str | None) -> dict[str, Any] | None:
         found = json.loads(where)
     except ValueError as error:
         raise InputError(
-            f'--where is no JSON ({error}); expected, for example, \'{{"lang": "en"}}\''
+            f'--where is not valid JSON ({error}); expected, for example, \'{{"lang": "en"}}\''
         ) from error
     if not isinstance(found, dict):
         raise InputError(f'--where is {where}; expected an object, such as {{"lang": "en"}}')

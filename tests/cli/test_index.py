@@ -228,7 +228,7 @@ def test_an_index_is_added_to_changed_and_compacted(
         (["a", "--all"], "one of them alone"),
         (["--where", "{}"], "delete all with --all"),
         (["--where", '{"$and": [{}]}'], "delete all with --all"),
-        (["--where", "{"], "no JSON"),
+        (["--where", "{"], "not valid JSON"),
         (["--where", "[]"], "expected an object"),
         (["--where", '{"a": {"$regex": "x"}}'], "operator"),
     ],
