@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from epic_retrieval.errors import EpicError
-from epic_training.optimization import adamw, load_state, muon, save_state, set_rate
+from epic_training.optimization import adamw, load_state, save_state, set_rate
 
 STEPS, WARMUP = 8, 3
 
@@ -47,37 +47,6 @@ def test_saving_and_loading_changes_nothing(tmp_path: Path) -> None:
     for name, value in whole.weights().items():
         assert torch.equal(second.weights()[name], value), name
     assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
-
-
-def test_two_optimizers_are_saved_and_loaded_each_with_its_own(tmp_path: Path) -> None:
-    def made() -> tuple[nn.ModuleDict, list[torch.optim.Optimizer]]:
-        modules = Run().modules
-        parameters = list(modules.parameters())
-        first = muon([one for one in parameters if one.ndim > 1], 0.1, 0.1)
-        return modules, [first, adamw([([one for one in parameters if one.ndim == 1], 0.1)], 0.0)]
-
-    def go(modules: nn.ModuleDict, optimizers: list[torch.optim.Optimizer], steps: range) -> None:
-        for step in steps:
-            inputs = torch.randn(5, 4, generator=torch.Generator().manual_seed(step))
-            modules["head"](modules["body"](inputs)).pow(2).sum().backward()
-            for optimizer in optimizers:
-                set_rate(optimizer, step, WARMUP, STEPS)
-                optimizer.step()
-                optimizer.zero_grad()
-
-    state = tmp_path / "state.safetensors"
-    whole, first, second = made(), made(), made()
-    go(*whole, range(STEPS))
-    go(*first, range(4))
-    save_state(state, 4, first[0], *first[1])
-    go(*second, range(1))  # whatever they hold is replaced
-    assert load_state(state, second[0], *second[1]) == 4
-    go(*second, range(4, STEPS))
-    for name, value in whole[0].state_dict().items():
-        assert torch.equal(second[0].state_dict()[name], value), name
-    names = set(load_file(state))
-    assert {"momentum_buffer/head.weight", "exp_avg/head.bias"} <= names
-    assert not {"exp_avg/head.weight", "momentum_buffer/head.bias"} & names
 
 
 def test_without_a_file_a_run_starts_at_its_beginning(tmp_path: Path) -> None:

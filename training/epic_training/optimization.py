@@ -1,4 +1,4 @@
-"""AdamW and Muon with warm-up and linear decay, and saving their state without pickle.
+"""AdamW with warm-up and linear decay, and saving its state without pickle.
 
 Knows nothing of losses and data.
 """
@@ -36,21 +36,6 @@ def adamw(
     return torch.optim.AdamW(settings, betas=betas, fused=on_gpu or None)
 
 
-def muon(parameters: Iterable[nn.Parameter], rate: float, decay: float) -> torch.optim.Muon:
-    """Muon over matrices (Jordan et al. 2024), its rates on AdamW's scale (Liu et al. 2025).
-
-    AdamW's first steps move every weight alike, which over a matrix adds up to far more than the
-    rate says; Muon's move no direction further than any other, and so spare a start that knows
-    something.
-    """
-    optimizer = torch.optim.Muon(
-        parameters, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
-    )
-    for group in optimizer.param_groups:
-        group["base_lr"] = rate
-    return optimizer
-
-
 def set_rate(optimizer: torch.optim.Optimizer, step: int, warmup: int, steps: int) -> None:
     """Set the learning rates of step `step` of `steps`: linear warm-up, then linear decay to 0."""
     factor = min((step + 1) / max(1, warmup), (steps - step) / max(1, steps - warmup))
@@ -62,25 +47,25 @@ def save_state(
     path: Path,
     step: int,
     module: nn.Module,
-    *optimizers: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
+    *,
     write: bool = True,
 ) -> None:
-    """Write trained weights, optimizers' moments and the number of finished steps; all or nothing.
+    """Write trained weights, optimizer moments and the number of finished steps; all or nothing.
 
     Args:
         path: a `.safetensors` file, replaced at once.
         step: number of finished steps.
         module: its parameters that require gradients are saved, by name.
-        optimizers: over these parameters, no two over the same.
+        optimizer: over these parameters.
         write: False in all processes but one; parameters that are spread over processes are put
             together, for which each of them must call this.
     """
     tensors: dict[str, Tensor] = {"step": torch.tensor(step)}
     for name, parameter in _trained(module):
         tensors[f"weights/{name}"] = _whole(parameter)
-        for optimizer in optimizers:
-            for moment, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{moment}/{name}"] = _whole(value)
+        for moment, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{moment}/{name}"] = _whole(value)
     if not write:
         return
     partial = path.with_suffix(".partial")
@@ -88,7 +73,7 @@ def save_state(
     partial.replace(path)
 
 
-def load_state(path: Path, module: nn.Module, *optimizers: torch.optim.Optimizer) -> int:
+def load_state(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Read what `save_state` wrote; return the number of finished steps, 0 without a file.
 
     Raises:
@@ -105,8 +90,7 @@ def load_state(path: Path, module: nn.Module, *optimizers: torch.optim.Optimizer
                 parameter.copy_(_spread(value, parameter))
             moments = [key for key in tensors if key.partition("/")[2] == name]
             if moments:
-                owner = next(one for one in optimizers if parameter in _parameters(one))
-                owner.state[parameter] = {
+                optimizer.state[parameter] = {
                     key.partition("/")[0]: _moment(tensors.pop(key), parameter) for key in moments
                 }
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
@@ -124,10 +108,6 @@ def load_state(path: Path, module: nn.Module, *optimizers: torch.optim.Optimizer
 
 def _trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> set[Tensor]:
-    return {parameter for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def _whole(value: Tensor) -> Tensor:

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from epic_retrieval.errors import InputError
 from epic_retrieval.projector import Projector
-from epic_training.optimization import adamw, load_state, muon, save_state, set_rate
+from epic_training.optimization import adamw, load_state, save_state, set_rate
 from epic_training.step import Parts
 from epic_training.token_table import summed_in_place
 
@@ -28,7 +27,6 @@ SCHEDULE = (
     "learning_rate",
     "table_learning_rate",
     "projector_learning_rate",
-    "optimizer",
     "bfloat16",
 )
 
@@ -47,7 +45,6 @@ def run_stage(
         name: of the stage.
         plan: `steps`, `warmup`, `learning_rate`; `projector_learning_rate` where there is a
             projector; `table_learning_rate` of the token embeddings, by default as the rest;
-            `optimizer`: "adamw", or "muon" for the decoder's matrices and AdamW for the rest;
             `bfloat16`: products in half precision where that is fast (`half_is_fast`).
         decay: weight decay of matrices.
         compute: from the number of a step to its loss and what to log of it.
@@ -56,30 +53,28 @@ def run_stage(
     """
     model: Any = module.model
     steps = plan["steps"]
-    optimizers = _optimizers(module, plan, decay)
+    optimizer = adamw(_groups(module, plan), decay)
     state = out / f"{name}.safetensors"
-    first = load_state(state, module, *optimizers)
+    first = load_state(state, module, optimizer)
     model.train()
     recent: list[dict[str, float]] = []
     progress = tqdm(total=steps, initial=first, desc=name, mininterval=10)
     started = time.monotonic()
     with (out / f"{name}.jsonl").open("a", encoding="utf-8") as log:
         for step in range(first, steps):
-            for optimizer in optimizers:
-                set_rate(optimizer, step, plan["warmup"], steps)
+            set_rate(optimizer, step, plan["warmup"], steps)
             with summed_in_place(model.get_input_embeddings()):
                 with _precision(plan, model.device.type):
                     loss, parts = compute(step)
                 if loss.requires_grad:  # not where only a projector learns, and nothing is shown
                     loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
             recent.append({key: value.item() for key, value in parts.items()})
             progress.update()
             if (step + 1) % _SAVE_EVERY == 0 or step + 1 == steps:
-                save_state(state, step + 1, module, *optimizers)
+                save_state(state, step + 1, module, optimizer)
                 mean = _means(recent)
                 seconds = round(time.monotonic() - started)
                 log.write(json.dumps({"step": step + 1, **mean, "seconds": seconds}) + "\n")
@@ -105,25 +100,14 @@ def _precision(plan: Mapping[str, Any], device: str) -> Any:  # noqa: ANN401 (a 
     return torch.autocast(device, torch.bfloat16) if half else nullcontext()
 
 
-def _optimizers(
-    module: nn.Module, plan: Mapping[str, Any], decay: float
-) -> list[torch.optim.Optimizer]:
-    """AdamW alone, or Muon over the decoder's matrices before it."""
+def _groups(module: nn.Module, plan: Mapping[str, Any]) -> list[tuple[list[nn.Parameter], float]]:
+    """Parameters with their learning rates."""
     model: Any = module.model
     table = model.get_input_embeddings().weight
     body = [parameter for parameter in model.parameters() if parameter is not table]
     rate = plan["learning_rate"]
-    found: list[torch.optim.Optimizer] = []
-    chosen = plan.get("optimizer", "adamw")
-    if chosen not in {"adamw", "muon"}:
-        raise InputError(f'optimizer: "{chosen}"; expected "adamw" or "muon"')
-    if chosen == "muon":
-        matrices = [one for one in body if one.ndim == 2 and one.requires_grad]
-        if matrices:
-            found.append(muon(matrices, rate, decay))
-        body = [one for one in body if one.ndim != 2]
     groups = [(body, rate), ([table], plan.get("table_learning_rate", rate))]
     projector = getattr(module, "projector", None)
     if isinstance(projector, Projector):
         groups.append((list(projector.parameters()), plan["projector_learning_rate"]))
-    return [*found, adamw(groups, decay)]
+    return groups
