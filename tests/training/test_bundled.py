@@ -126,7 +126,6 @@ def test_the_checkpoint_says_how_it_was_made(out: Path) -> None:
         "text_share": 0.0,
         "demonstration_tokens": 128,
         "rows_at_once": 64,
-        "tokens_at_once": None,
         "gradient_cache": False,
         "distillation_weight": 0.0,
         "teacher_temperature": 1.0,

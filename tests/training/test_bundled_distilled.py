@@ -46,8 +46,6 @@ DISTILLED: dict[str, Any] = {
         "projector_learning_rate": 1.0e-2,
         "family": 2,
         "textual": 2,
-        "textual_tokens": [4, 8],
-        "tokens_at_once": 100,
         "shown": 3,
         "noticed": 0.6,
         "bfloat16": True,

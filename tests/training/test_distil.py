@@ -111,18 +111,6 @@ def test_foreign_text_before_the_instruction() -> None:
     assert torch.isfinite(step(1)[0])
 
 
-def test_foreign_texts_are_cut_at_the_length_of_their_step() -> None:
-    checkpoint = tiny_encoder("llama").checkpoint
-    texts, targets = column([[7] * 40] * 20), torch.randn(20, 32)
-    config = DistilConfig(batch=12, textual=1, textual_tokens=(3, 9))
-    step = Distillation(checkpoint, texts, targets, ["Find it"], config)
-    for limit in (3, 9):
-        pieces = [step._foreign(np.random.default_rng(n))[0]["query"] for n in range(9)]
-        shown = {piece.text for piece in pieces if isinstance(piece, Text)}
-        assert len(shown) == 2
-        assert str(checkpoint.tokenizer.hf.decode([7] * limit)) in shown
-
-
 def test_texts_that_are_alike_become_pairs() -> None:
     targets = torch.tensor([[1.0, 0, 0], [0, 2, 0], [1, 0.1, 0], [1, 0.9, 0], [0, 1, 0.3]])
     assert alike_pairs(targets, 5) == [(0, 2), (1, 4)]  # 3 is like all of them

@@ -20,6 +20,7 @@ from epic_training.encoding import RowEncoder
 from epic_training.pairs import TokenColumn
 from epic_training.step import Parts
 
+_SHOWN_TOKENS = 32  # of a text in a demonstration that is text
 _ALIKE = 0.5  # cosine by the teacher of two texts that are shown as alike
 
 
@@ -35,12 +36,10 @@ class DistilConfig:
         temperature: of these similarities.
         max_tokens: a text is cut here; the teacher saw no more either.
         rows_at_once: rows per forward pass, sorted by length.
-        tokens_at_once: and at most so many tokens, see `RowEncoder`.
         family: texts come in blocks of so many that are drawn together (`made.families`): only side
             by side do small differences tell.
         textual: in half of the steps up to so many demonstrations stand before the instruction as
             text, made of any texts: what stands before a text is not a part of its meaning.
-        textual_tokens: the texts in these are cut at one of them, drawn per step.
     """
 
     batch: int
@@ -49,10 +48,8 @@ class DistilConfig:
     temperature: float = 0.05
     max_tokens: int = 62
     rows_at_once: int = 64
-    tokens_at_once: int | None = None
     family: int = 1
     textual: int = 0
-    textual_tokens: Sequence[int] = (32,)
 
 
 class Distillation(nn.Module):
@@ -90,9 +87,7 @@ class Distillation(nn.Module):
         self._texts, self._targets, self._instructions = texts, targets, instructions
         self._usable = np.diff(texts.ends, prepend=0) > 0
         self._seed, self._end, self._most_shown = seed, end, most_shown
-        self._rows = RowEncoder(
-            checkpoint, config.rows_at_once, cached=False, tokens_at_once=config.tokens_at_once
-        )
+        self._rows = RowEncoder(checkpoint, config.rows_at_once, cached=False)
 
     def forward(self, step: int) -> tuple[Tensor, Parts]:
         """A scalar, and what to log: the mean cosine, and the second loss."""
@@ -149,10 +144,9 @@ class Distillation(nn.Module):
     def _foreign(self, rng: np.random.Generator) -> list[dict[str, Piece]]:
         """Demonstrations that are text, of texts drawn from all."""
         count = 2 * int(rng.integers(1, self.config.textual + 1))
-        limit = int(rng.choice(self.config.textual_tokens))
         drawn = rng.choice(np.flatnonzero(self._usable), size=count)
         decode = self.checkpoint.tokenizer.hf.decode
-        texts = [Text(str(decode(self._texts[int(i)][:limit].tolist()))) for i in drawn]
+        texts = [Text(str(decode(self._texts[int(i)][:_SHOWN_TOKENS].tolist()))) for i in drawn]
         pairs = zip(texts[::2], texts[1::2], strict=True)
         return [{"query": query, "passage": passage} for query, passage in pairs]
 

@@ -51,22 +51,12 @@ class RowEncoder:
 
     Args:
         checkpoint: the model in training.
-        rows_at_once: most rows per forward pass.
+        rows_at_once: rows per forward pass.
         cached: keep states only, and compute activations again in the backward pass.
-        tokens_at_once: most tokens per forward pass too, padding included and shared prompts not,
-            but for a row that has more; None for no limit.
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        rows_at_once: int,
-        *,
-        cached: bool,
-        tokens_at_once: int | None = None,
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, rows_at_once: int, *, cached: bool) -> None:
         self.checkpoint, self.rows_at_once, self.cached = checkpoint, rows_at_once, cached
-        self.tokens_at_once = tokens_at_once
         start = checkpoint.tokenizer.start_ids(passage_prompt(checkpoint.config.template))
         self.bare: Runner = partial(checkpoint.backbone.encode_behind, start)
 
@@ -123,16 +113,8 @@ class RowEncoder:
         every: int,
     ) -> Tensor:
         order = sorted(range(len(items)), key=lambda i: len(sized[i]))
-        slices: list[list[Any]] = []
-        for i in order:
-            if not slices or not self._fits(len(slices[-1]) + 1, len(sized[i])):
-                slices.append([])
-            slices[-1].append(items[i])
+        size = self.rows_at_once
+        slices = [[items[i] for i in order[s : s + size]] for s in range(0, len(order), size)]
         states = in_chunks(run, slices, cached=self.cached)
         split = states.split(sampled_counts([sized[i] for i in order], every))
         return torch.cat([split[i] for i in np.argsort(order)])
-
-    def _fits(self, rows: int, longest: int) -> bool:
-        """Whether so many rows make one forward pass."""
-        few = self.tokens_at_once is None or rows * longest <= self.tokens_at_once
-        return rows <= self.rows_at_once and few

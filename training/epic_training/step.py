@@ -54,7 +54,6 @@ class StepConfig:
         text_share: probability that a prompt shows its demonstrations as text in mode "epic".
         demonstration_tokens: a demonstration's query, and its passage, that is text is cut here.
         rows_at_once: rows per forward pass, sorted by length; less padding, less memory.
-        tokens_at_once: and at most so many tokens, see `RowEncoder`.
         gradient_cache: keep one forward pass's activations at a time and compute them again in the
             backward pass: the memory of `rows_at_once` rows whatever the batch, a third more time.
         objective: the loss.
@@ -69,7 +68,6 @@ class StepConfig:
     text_share: float = 0.0
     demonstration_tokens: int = 128
     rows_at_once: int = 64
-    tokens_at_once: int | None = None
     gradient_cache: bool = False
     objective: Objective = field(default_factory=Objective)
 
@@ -121,12 +119,7 @@ class ContrastiveStep(nn.Module):
         self.learned = checkpoint.learned
         pooling = checkpoint.backbone.pooling
         self.pooling = pooling if isinstance(pooling, LatentPooling) else None
-        self.rows = RowEncoder(
-            checkpoint,
-            config.rows_at_once,
-            cached=config.gradient_cache,
-            tokens_at_once=config.tokens_at_once,
-        )
+        self.rows = RowEncoder(checkpoint, config.rows_at_once, cached=config.gradient_cache)
         encoded = checkpoint.config.method.source == "encoded"
         if config.mode == "epic" and encoded and self.projector is None:
             raise InputError('mode "epic" needs a projector; the checkpoint has none')
