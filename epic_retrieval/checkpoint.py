@@ -17,10 +17,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from epic_retrieval.backbone import Backbone
+from epic_retrieval.backbone import Backbone, width_of
 from epic_retrieval.checkpoint_config import CONFIG_NAME, EpicConfig
 from epic_retrieval.checkpoint_foreign import infer_config, read_json
 from epic_retrieval.errors import CheckpointError, InputError
+from epic_retrieval.int8_file import INT8_NAME, read_int8, write_int8
 from epic_retrieval.linear import quantise
 from epic_retrieval.pooling import LatentPooling, Pooling, pool_eos, pool_mean
 from epic_retrieval.projector import LearnedTokens, Projector
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BUNDLED_MODEL = Path(__file__).parent / "models" / "epic-mini"
-TESTED_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "phi3"})
+TESTED_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "opt"})
 _SMALL_WEIGHTS = 1 << 30  # bytes
 PROJECTOR_NAME = "projector.safetensors"
 LEARNED_NAME = "learned_tokens.safetensors"
@@ -195,12 +196,24 @@ def model_dimension(path_or_hub_id: str | Path | None = None) -> int | None:
     if not (folder / "config.json").is_file():
         own = EpicConfig.load(folder) if (folder / CONFIG_NAME).is_file() else None
         folder = _resolve(_base_model(folder, own), weights=False)
-    width = read_json(folder / "config.json").get("hidden_size")
-    return width if isinstance(width, int) else None
+    config = read_json(folder / "config.json")
+    return width_of(config) if isinstance(config.get("hidden_size"), int) else None
 
 
-def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
-    """Write a folder that `load_checkpoint` reads; `epic_config.json` comes last."""
+def save_checkpoint(checkpoint: Checkpoint, folder: str | Path, *, rounded: bool = False) -> None:
+    """Write a folder that `load_checkpoint` reads; `epic_config.json` comes last.
+
+    Args:
+        checkpoint: of any dtype but int8.
+        folder: made where it is missing; what another model left there is replaced.
+        rounded: write the language model's weights in 8 bits (`int8_file`), which only this package
+            reads, and reads as floats.
+
+    Raises:
+        InputError: for a model in int8, and for an adapter that is to be rounded.
+    """
+    if rounded and checkpoint.adapter is not None:
+        raise InputError("an adapter cannot be saved in 8 bits; merge it first (epic export)")
     if checkpoint.backbone.precision == "int8":
         raise InputError(
             "a model in int8 cannot be saved: its weights were rounded; load it in float32"
@@ -208,10 +221,17 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | Path) -> None:
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     # What an earlier model left here must not be taken for a part of this one.
-    for name in (CONFIG_NAME, *_PART_NAMES, "adapter_config.json"):
+    for name in (CONFIG_NAME, *_PART_NAMES, "adapter_config.json", INT8_NAME):
         (out / name).unlink(missing_ok=True)
-    with _quiet(out):
-        (checkpoint.adapter or checkpoint.backbone.model).save_pretrained(out)
+    model = checkpoint.adapter or checkpoint.backbone.model
+    if rounded:
+        for file in out.glob("model*.safetensors*"):
+            file.unlink()
+        model.config.save_pretrained(out)
+        write_int8(model.state_dict(), out)
+    else:
+        with _quiet(out):
+            model.save_pretrained(out)
     checkpoint.tokenizer.hf.save_pretrained(out)
     config = checkpoint.config
     if checkpoint.adapter is not None and config.base_model is None:
@@ -329,13 +349,18 @@ def _base_model(folder: Path, config: EpicConfig | None) -> str:
 
 
 def _load_model(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
-    from transformers import AutoModel
+    from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 
+    options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
     try:
         with _quiet(folder):
-            model, info = AutoModel.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, output_loading_info=True
-            )
+            if (folder / INT8_NAME).is_file():
+                config = AutoConfig.from_pretrained(folder)
+                model, info = MODEL_MAPPING[type(config)].from_pretrained(
+                    None, config=config, state_dict=read_int8(folder, dtype), **options
+                )
+            else:
+                model, info = AutoModel.from_pretrained(folder, use_safetensors=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the weights cannot be loaded: {error}") from error
     missing = sorted(info["missing_keys"])

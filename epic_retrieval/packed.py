@@ -21,8 +21,9 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from epic_retrieval.prefix import Prefix
 
 NAME = "epic_packed"  # of the attention, among those of transformers
-# Their decoder layers are norm, attention, sum, norm, MLP, sum; the last one is run in two parts.
-FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "phi3"})
+# Their decoder layers are norm, attention, sum, norm, MLP, sum, but OPT's, which may have the norms
+# after the sums; the last layer is run in two parts.
+FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "opt"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +90,11 @@ def can_pack(model: PreTrainedModel, positions: int) -> bool:
 @torch.no_grad()
 def encode_packed(model: Any, packing: Packing) -> Tensor:  # noqa: ANN401 (a decoder of transformers)
     """(n, d) final hidden states at each row's last token, in the model's dtype."""
+    run = _encode_opt if model.config.model_type == "opt" else _encode_rotary
+    return run(model, packing)
+
+
+def _encode_rotary(model: Any, packing: Packing) -> Tensor:  # noqa: ANN401
     states = model.get_input_embeddings()(packing.ids[None])  # (1, T, d)
     rotation = model.rotary_emb(states, position_ids=packing.positions[None])
     shared = {"position_embeddings": rotation, "attention_mask": None, "packing": packing}
@@ -100,6 +106,26 @@ def encode_packed(model: Any, packing: Packing) -> Tensor:  # noqa: ANN401 (a de
     ends = ends + last.mlp(last.post_attention_layernorm(ends))
     final: Tensor = model.norm(ends)
     return final
+
+
+def _encode_opt(model: Any, packing: Packing) -> Tensor:  # noqa: ANN401
+    def through(layer: nn.Module | None, states: Tensor) -> Tensor:
+        return states if layer is None else layer(states)
+
+    decoder, places = model.decoder, model.decoder.embed_positions
+    states = through(decoder.project_in, model.get_input_embeddings()(packing.ids[None]))
+    states = states + nn.functional.embedding(packing.positions + places.offset, places.weight)
+    shared = {"attention_mask": None, "packing": packing}
+    *layers, last = decoder.layers
+    for layer in layers:
+        states = layer(states, **shared)
+    norms = [last.self_attn_layer_norm, last.final_layer_norm]
+    before, after = (norms, [None] * 2) if last.do_layer_norm_before else ([None] * 2, norms)
+    attended, _ = last.self_attn(hidden_states=through(before[0], states), **shared)
+    ends = through(after[0], (states + attended)[0, packing.ends])  # (n, d)
+    inner = last.activation_fn(last.fc1(through(before[1], ends)))
+    ends = through(after[1], ends + last.fc2(inner))
+    return through(decoder.project_out, through(decoder.final_layer_norm, ends))
 
 
 def _attention(

@@ -16,6 +16,8 @@ from transformers import (
     LlamaModel,
     MistralConfig,
     MistralModel,
+    OPTConfig,
+    OPTModel,
     Phi3Config,
     Phi3Model,
     PreTrainedModel,
@@ -48,6 +50,13 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": 2,
     "initializer_range": 0.2,
 }
+OPT: dict[str, Any] = {
+    "ffn_dim": 48,
+    "word_embed_proj_dim": 32,
+    "init_std": 0.2,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+}
 BUILDERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaModel, LlamaConfig, {}),
     # A window shorter than most prompts of the tests.
@@ -57,6 +66,9 @@ BUILDERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "qwen3": (Qwen3Model, Qwen3Config, {"head_dim": 8}),
     "gemma": (GemmaModel, GemmaConfig, {"head_dim": 8}),
     "phi3": (Phi3Model, Phi3Config, {}),
+    "opt": (OPTModel, OPTConfig, OPT),
+    # As the bundled model is.
+    "opt-norm-after": (OPTModel, OPTConfig, OPT | {"do_layer_norm_before": False}),
 }
 FAMILIES = tuple(BUILDERS)
 

@@ -13,7 +13,8 @@ from transformers import Qwen3Config, Qwen3Model
 
 from epic_retrieval import CheckpointError, Demonstration, EpicEncoder, Task
 from epic_retrieval.backbone import Backbone
-from epic_retrieval.checkpoint import Checkpoint
+from epic_retrieval.checkpoint import Checkpoint, save_checkpoint
+from epic_retrieval.errors import InputError
 from epic_retrieval.prompt import MODES
 from epic_retrieval.prompt_cache import PromptCache
 from tests.models import SHAPE, tiny_encoder, tiny_model
@@ -162,3 +163,8 @@ def test_an_incomplete_adapter(folder: Path) -> None:
     save_file(weights, path, {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"1 weights are missing \(base_model.*lora_B"):
         load(folder)
+
+
+def test_adapters_are_not_rounded(unmerged: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="merge it first"):
+        save_checkpoint(unmerged, tmp_path, rounded=True)

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import OPTConfig, OPTModel
 
 from epic_retrieval.backbone import Backbone
 from epic_retrieval.packed import NAME, can_pack
-from tests.models import FAMILIES, tiny_model
+from tests.models import FAMILIES, OPT, SHAPE, tiny_model
 
 BACKBONES = {name: Backbone(tiny_model(name)) for name in FAMILIES if name != "mistral"}
 few = settings(max_examples=60, deadline=None, derandomize=True)
@@ -86,6 +87,20 @@ def test_a_window_that_is_too_narrow_takes_the_padded_way() -> None:
     )
     long = make_rows([30, 11], 0)
     torch.testing.assert_close(backbone.encode(long), backbone.encode_padded(long))
+
+
+@torch.no_grad()
+def test_an_opt_that_is_wider_inside() -> None:
+    config = OPTConfig(**SHAPE, **OPT | {"word_embed_proj_dim": 16, "do_layer_norm_before": False})
+    torch.manual_seed(0)
+    backbone = Backbone(OPTModel(config).eval())
+    assert backbone.dimension == 16
+    assert backbone.embed([torch.randn(2, 16), [5, 6]]).shape == (4, 16)
+    rows = make_rows([3, 8, 8], 0)
+    shared = backbone.prefix(backbone.token_embeddings([1, 5, 6, 7]))
+    found = backbone.encode(rows, shared)
+    assert found.shape == (3, 16)
+    torch.testing.assert_close(found, backbone.encode_padded(rows, shared), atol=2e-5, rtol=1e-5)
 
 
 def test_gradients_and_training_take_the_padded_way() -> None:

@@ -30,8 +30,13 @@ def read(name: str) -> dict[str, Any]:
 
 CONFIG = read("training/configs/bundled.yaml")
 DISTILLED = read("training/configs/bundled-distilled.yaml")
-RECIPES = {"bundled": CONFIG, "distilled": DISTILLED}
-DISTILLING = {"distilled": DISTILLED, "study": read("benchmarks/replication/base.yaml")}
+INHERITED = read("training/configs/bundled-inherited.yaml")
+RECIPES = {"bundled": CONFIG, "distilled": DISTILLED, "inherited": INHERITED}
+DISTILLING = {
+    "distilled": DISTILLED,
+    "inherited": INHERITED,
+    "study": read("benchmarks/replication/base.yaml"),
+}
 EACH = pytest.mark.parametrize("config", RECIPES.values(), ids=RECIPES)
 
 
@@ -76,10 +81,15 @@ def test_tokenizer() -> None:
 
 @EACH
 def test_model(config: dict[str, Any]) -> None:
-    assert set(config["model"]) <= names(LlamaConfig if "teacher" in config else Qwen3Config)
     settings = config["contrastive"]
     longest = config["max_length"] + 100  # and some room for a prompt
-    assert config["model"]["max_position_embeddings"] >= longest
+    if "inherit" in config:
+        assert set(config["inherit"]) <= keys_read_by(distilled)
+        positions = config["inherit"]["positions"]
+    else:
+        assert set(config["model"]) <= names(LlamaConfig if "teacher" in config else Qwen3Config)
+        positions = config["model"]["max_position_embeddings"]
+    assert positions >= longest
     assert max(settings["passage_tokens"]) <= config["max_tokens"] <= config["max_length"]
 
 
@@ -93,11 +103,13 @@ def test_distillation(config: dict[str, Any]) -> None:
     chosen = set(config["distil"])
     known = names(DistilConfig) | set(SCHEDULE) | keys_read_by(distilled) | READ
     assert required(DistilConfig) | {"max_tokens"} <= chosen <= known
-    assert set(config["static"]) <= names(StaticConfig) - {"seed"}
     assert set(config["teacher"]) <= keys_read_by(teacher)
     teacher_sets = {*config["teacher"]["shares"], *config["teacher"].get("whole", ())}
     assert teacher_sets == set(config["data"]) >= set(config["teacher"].get("long_of", ()))
     assert config["distil"]["max_tokens"] <= config["teacher"]["max_tokens"] - 2
+    if "inherit" in config:
+        return
+    assert set(config["static"]) <= names(StaticConfig) - {"seed"}
     # The start as a mean needs a value for every coordinate.
     model = config["model"]
     assert model["num_key_value_heads"] * model["head_dim"] == model["hidden_size"]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from epic_retrieval import EpicEncoder
+from epic_retrieval.int8_file import INT8_NAME
 from epic_training import bundled
 from tests.training.samples import write_toy_data
 from tests.training.teachers import write_teacher
@@ -76,12 +77,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(home: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
+def train(
+    home: Path, monkeypatch: pytest.MonkeyPatch, config: str = "config.yaml", out: str = "out"
+) -> Result:
     monkeypatch.syspath_prepend(home / "packages")
     app = typer.Typer()
     app.command()(bundled.main)
-    options = ["--data", str(home / "data"), "--out", str(home / "out")]
-    return CliRunner().invoke(app, [str(home / "config.yaml"), *options])
+    options = ["--data", str(home / "data"), "--out", str(home / out)]
+    return CliRunner().invoke(app, [str(home / config), *options])
 
 
 def test_the_recipe(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,3 +123,34 @@ def test_the_recipe(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = {p: p.stat().st_mtime_ns for p in (home / "out").glob("*.safetensors")}
     assert train(home, monkeypatch).exit_code == 0
     assert {p: p.stat().st_mtime_ns for p in (home / "out").glob("*.safetensors")} == kept
+
+
+def test_the_recipe_that_inherits_layers(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {key: value for key, value in DISTILLED.items() if key not in ("static", "model")}
+    config["inherit"] = {"layers": [0], "positions": 600}
+    config["distil"] = {
+        key: value for key, value in config["distil"].items() if key != "noticed"
+    } | {"anchors": 50, "bare": 2, "learning_rate": 1.0e-4}
+    (home / "inherited.yaml").write_text(yaml.safe_dump(config))
+    done = train(home, monkeypatch, "inherited.yaml", "inherited")
+    assert done.exit_code == 0, done.output
+    folder = home / "inherited" / "checkpoint"
+    assert (folder / INT8_NAME).is_file()
+    assert not (folder / "model.safetensors").exists()
+    distil = json.loads((home / "inherited" / "distil.jsonl").read_text())
+    assert 0.5 < distil["cosine"] <= 1  # it starts as the teacher, not at nothing
+
+    encoder = EpicEncoder.from_pretrained(folder)
+    assert encoder.checkpoint.backbone.model.config.model_type == "opt"
+    assert encoder.dimension == 48  # the teacher's
+    trained = load_file(home / "inherited" / "instructions.safetensors")
+    for name, weight in encoder.checkpoint.backbone.model.state_dict().items():
+        before = trained[f"weights/model.{name}"]
+        assert (weight - before).abs().max() <= 0.01 * before.abs().max() + 1e-3, name
+    queries = [encoder.encode_queries(["where is it"], TASK, mode) for mode in ("none", "epic")]
+    assert not np.allclose(queries[0], queries[1], atol=1e-3)
+
+    card = (folder / "README.md").read_text()
+    assert "MB in 8 bits" in card
+    assert "1 of its layers (from 0: 0)," in card
+    assert "these weights began as its own" in card

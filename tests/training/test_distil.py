@@ -32,6 +32,37 @@ def test_the_divergence_by_hand() -> None:
     assert loss.item() == pytest.approx(1 - cosine + 2 * total, rel=1e-4)
 
 
+def test_the_divergence_from_anchors_by_hand() -> None:
+    students, teachers, anchors = torch.randn(4, 8), torch.randn(4, 8), torch.randn(6, 8)
+    _, parts = distillation_loss(students, teachers, 1.0, 0.3, anchors)
+    s, t, a = (normalize(one, dim=1) for one in (students, teachers, anchors))
+    wanted, found = (t @ a.T / 0.3).softmax(dim=1), (s @ a.T / 0.3).softmax(dim=1)
+    total = float((wanted * (wanted / found).log()).sum()) / 4
+    assert parts["divergence"].item() == pytest.approx(total, rel=1e-4)
+    # One text's loss does not depend on what the student makes of another.
+    other = torch.cat([students[:3], torch.randn(1, 8)])
+    losses = [
+        torch.autograd.grad(distillation_loss(one, teachers, 1.0, 0.3, anchors)[0], one)[0][:3]
+        for one in (students.requires_grad_(), other.requires_grad_())
+    ]
+    torch.testing.assert_close(*losses)
+
+
+def test_nothing_stands_before_the_first_texts() -> None:
+    checkpoint = tiny_encoder("llama").checkpoint
+    texts, targets = column([[n, n + 1] for n in range(5, 45)]), torch.randn(40, 32)
+
+    def at(number: int, **changes: int) -> float:
+        config = DistilConfig(batch=12, behind=1.0, **changes)
+        step = Distillation(checkpoint, texts, targets, ["Find it"], config)
+        return step(number)[0].item()
+
+    bare = Distillation(checkpoint, texts, targets, [""], DistilConfig(batch=12, behind=0.0))
+    assert at(3, bare=4) == pytest.approx(bare(3)[0].item(), rel=1e-5)
+    assert at(4, bare=4) == at(4) != pytest.approx(bare(4)[0].item(), rel=1e-5)
+    assert at(3, anchors=20) == at(3, anchors=20) != at(3)
+
+
 def test_a_step_depends_on_its_number_alone_and_reaches_all_weights() -> None:
     checkpoint = tiny_encoder("llama").checkpoint
     rng = np.random.default_rng(0)

@@ -17,6 +17,7 @@ METAS: dict[str, dict[str, Any]] = {
 
 def card(folder: Path, scores: list[DevelopmentScore]) -> str:
     (folder / "model.safetensors").write_bytes(bytes(2_500_000))
+    (folder / "config.json").write_text('{"num_hidden_layers": 4, "hidden_size": 256}')
     log = {
         # Killed after 20 minutes, resumed, finished 10 minutes later.
         "pretrain": [
@@ -34,7 +35,7 @@ def test_card(tmp_path: Path) -> None:
         DevelopmentScore("tldr", 9, 0.3, (0.3, 0.3, 0.3)),
     ]
     text = card(tmp_path, scores)
-    assert "2.5 MB in float16" in text
+    assert "(4 layers, 256 wide,\n2.5 MB in float16)" in text
     assert "(30 minutes)" in text
     assert "(1 minute)" in text
     assert "| gsm8k | 70 | 0.500 | 0.700 (0.600 to 0.800) |" in text

@@ -8,7 +8,7 @@ from epic_retrieval.errors import InputError
 from epic_retrieval.prompt import Prompt
 from epic_retrieval.tokenization import TextTokenizer
 from epic_training.tokenizer import save_tokenizer
-from epic_training.vocabulary import english_pieces, wordpiece_tokenizer
+from epic_training.vocabulary import english_pieces, teacher_ids, wordpiece_tokenizer
 from tests.training.teachers import write_teacher
 
 
@@ -27,6 +27,15 @@ def test_the_tokenizer_splits_like_the_teacher_and_at_camel_case(tmp_path: Path)
     ]  # fmt: skip
     assert tokenizer.encode("cats 中", add_special_tokens=False).tokens == ["cat", "##s", "[UNK]"]
     assert tokenizer.decode(tokenizer.encode("cats").ids) == "cats"
+
+
+def test_pieces_are_found_in_the_teachers_vocabulary(tmp_path: Path) -> None:
+    write_teacher(tmp_path)
+    folder = tmp_path / "tiny_teacher" / "model"
+    tokenizer, teacher = wordpiece_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    names = teacher.convert_ids_to_tokens(teacher_ids(tokenizer, teacher))
+    assert names[:4] == ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+    assert names[4:] == [tokenizer.id_to_token(i) for i in range(4, len(names))]
 
 
 def test_it_works_as_a_checkpoints_tokenizer(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@
 
 Tokenizer, a start, EPIC contrastive training. The start is language-model pretraining, or where the
 configuration names a teacher, distillation (`distilled`). Every stage resumes where it was stopped.
-The finished checkpoint lies in OUT/checkpoint, in float16.
+The finished checkpoint lies in OUT/checkpoint, in float16, or in 8 bits where it inherits the
+teacher's layers.
 """
 
 import json
@@ -288,7 +289,7 @@ def main(
         checkpoint = new_checkpoint(settings, out, model.to(device))
         known = instructions_of(settings)
         first = [[*lessons.texts[i].tolist(), _EOS] for i in range(min(64, len(lessons.texts)))]
-        start_projector(checkpoint, first, settings["distil"].get("noticed", 1.0))
+        start_projector(checkpoint, first, settings["distil"].get("noticed"))
         shown = settings["distil"].get("shown", 0)
         distil(settings, distillation(settings, checkpoint, lessons, known, shown), out)
         changes = settings["contrastive"].get("replayed", {})
@@ -299,10 +300,12 @@ def main(
         model, _ = pretrained_model(settings, out)
         checkpoint = new_checkpoint(settings, out, model.to(device))
     train_contrastive(settings, out, checkpoint, replay)
-    checkpoint.backbone.model.half()
     assert checkpoint.projector is not None  # noqa: S101
     checkpoint.projector.half()
-    save_checkpoint(checkpoint, out / "checkpoint")
+    rounded = "inherit" in settings  # as wide as the teacher, it would be too large otherwise
+    if not rounded:
+        checkpoint.backbone.model.half()
+    save_checkpoint(checkpoint, out / "checkpoint", rounded=rounded)
     describe(settings, folders, out)
     logger.info("saved %s", out / "checkpoint")
 

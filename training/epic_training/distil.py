@@ -34,6 +34,11 @@ class DistilConfig:
         relational: weight of the second loss, the divergence of each text's similarities to the
             others from the teacher's; the first is one minus the cosine with the teacher's vector.
         temperature: of these similarities.
+        anchors: 0: the similarities are to the student's vectors of the step's other texts. Else to
+            the teacher's of so many texts drawn from all, which cost nothing, and where a text
+            whose vector is still wrong misleads no other.
+        bare: so many steps come first in which nothing stands before texts: a student that starts
+            with the teacher's layers knows such texts already, and nothing of prompts.
         max_tokens: a text is cut here; the teacher saw no more either.
         rows_at_once: rows per forward pass, sorted by length.
         family: texts come in blocks of so many that are drawn together (`made.families`): only side
@@ -50,6 +55,8 @@ class DistilConfig:
     rows_at_once: int = 64
     family: int = 1
     textual: int = 0
+    anchors: int = 0
+    bare: int = 0
 
 
 class Distillation(nn.Module):
@@ -95,7 +102,7 @@ class Distillation(nn.Module):
         chosen = self._drawn(rng)
         limit = self.config.max_tokens
         rows = [[*self._texts[int(i)][:limit].tolist(), self._end] for i in chosen]
-        behind = round(self.config.behind * len(rows))
+        behind = 0 if step < self.config.bare else round(self.config.behind * len(rows))
         instruction = self._instructions[int(rng.integers(len(self._instructions)))]
         alone = self.checkpoint.backbone.token_embeddings([])  # (0, d)
         if behind < len(rows):
@@ -105,11 +112,17 @@ class Distillation(nn.Module):
             prompt = self._prompt(instruction, alone, chosen[behind:], rng)
             run = self._rows.behind(self._rows.embed(prompt))
             states.insert(0, self._rows.encode(rows[:behind], run))
+        device = self.checkpoint.backbone.device
+        anchors = None
+        if self.config.anchors:
+            drawn = rng.choice(np.flatnonzero(self._usable), size=self.config.anchors)
+            anchors = self._targets[drawn].to(device)
         return distillation_loss(
             torch.cat(states),
-            self._targets[chosen].to(self.checkpoint.backbone.device),
+            self._targets[chosen].to(device),
             self.config.relational,
             self.config.temperature,
+            anchors,
         )
 
     def _drawn(self, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -168,7 +181,11 @@ def alike_pairs(targets: Tensor, most: int) -> list[tuple[int, int]]:
 
 
 def distillation_loss(
-    states: Tensor, targets: Tensor, relational: float, temperature: float
+    states: Tensor,
+    targets: Tensor,
+    relational: float,
+    temperature: float,
+    anchors: Tensor | None = None,
 ) -> tuple[Tensor, Parts]:
     """One minus the mean cosine, plus `relational` times the divergence of similarities.
 
@@ -176,14 +193,22 @@ def distillation_loss(
         states: (n, d) of the student.
         targets: (n, d) of the teacher.
         relational: weight.
-        temperature: of the softmax over each text's similarities to the n - 1 others.
+        temperature: of the softmax over each text's similarities.
+        anchors: (m, d) of the teacher, to which the similarities are; None: to the n - 1 others,
+            for the student to its own vectors of them.
     """
     students = functional.normalize(states.float(), dim=1)
     teachers = functional.normalize(targets.float(), dim=1)
     cosine = (students * teachers).sum(dim=1).mean()
-    own = torch.eye(len(states), dtype=torch.bool, device=states.device)
-    wanted = (teachers @ teachers.T / temperature).masked_fill(own, -1e4).log_softmax(dim=1)
-    found = (students @ students.T / temperature).masked_fill(own, -1e4).log_softmax(dim=1)
-    divergence = functional.kl_div(found, wanted, log_target=True, reduction="batchmean")
+    if anchors is None:
+        own = torch.eye(len(states), dtype=torch.bool, device=states.device)
+        wanted = (teachers @ teachers.T / temperature).masked_fill(own, -1e4)
+        found = (students @ students.T / temperature).masked_fill(own, -1e4)
+    else:
+        fixed = functional.normalize(anchors.float(), dim=1)
+        wanted, found = teachers @ fixed.T / temperature, students @ fixed.T / temperature
+    divergence = functional.kl_div(
+        found.log_softmax(dim=1), wanted.log_softmax(dim=1), log_target=True, reduction="batchmean"
+    )
     parts = {"cosine": cosine.detach(), "divergence": divergence.detach()}
     return 1 - cosine + relational * divergence, parts

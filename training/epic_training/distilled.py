@@ -1,7 +1,8 @@
 """From a teacher to a decoder that gives nearly its vectors: the beginning of the bundled model.
 
-Teacher's vectors of the training texts, a static embedder, the decoder that starts from it,
-distillation. Every stage resumes where it was stopped. Knows nothing of demonstrations.
+Teacher's vectors of the training texts, a decoder that starts with the teacher's layers or as a
+static embedder, distillation. Every stage resumes where it was stopped. Knows nothing of
+demonstrations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from transformers import LlamaConfig, LlamaModel, PreTrainedModel
 
 from epic_retrieval.checkpoint import Checkpoint
 from epic_training.distil import DistilConfig, Distillation
+from epic_training.inherited import inherited_decoder
 from epic_training.pairs import TokenColumn
 from epic_training.stages import SCHEDULE, run_stage
 from epic_training.static_embeddings import (
@@ -30,7 +32,7 @@ from epic_training.static_embeddings import (
     zipf_log_weights,
 )
 from epic_training.teacher import TaughtTexts, Teacher, teach
-from epic_training.vocabulary import CONTINUED
+from epic_training.vocabulary import CONTINUED, teacher_ids
 
 _PAD, _BOS, _EOS, _UNKNOWN = 0, 1, 2, 3
 _TOKENISE_AT_ONCE = 8192
@@ -42,20 +44,26 @@ class Lessons:
     Args:
         taught: of `teach`.
         tokenizer: the student's.
-        basis: (teacher's width, k) of `sentence_basis`.
         max_tokens: a text is cut here.
+        basis: (teacher's width, k) of `sentence_basis`, for a student that starts as a static
+            embedder; None for one as wide as the teacher.
+
+    Attributes:
+        targets: (n, d) float32 in the student's space, whose first coordinates hold no meaning
+            where it starts as a static embedder.
     """
 
     def __init__(
-        self, taught: TaughtTexts, tokenizer: Tokenizer, basis: Tensor, max_tokens: int
+        self,
+        taught: TaughtTexts,
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        basis: Tensor | None = None,
     ) -> None:
         self.texts = _tokenised(taught.texts, tokenizer, max_tokens)
-        self.projected = torch.from_numpy(taught.vectors.astype(np.float32)) @ basis  # (n, k)
-
-    @property
-    def targets(self) -> Tensor:
-        """(n, k + 2): zeros where the decoder's final states hold no meaning."""
-        return torch.nn.functional.pad(self.projected, (RESERVED, 0))
+        self.targets = torch.from_numpy(taught.vectors.astype(np.float32))
+        if basis is not None:
+            self.targets = torch.nn.functional.pad(self.targets @ basis, (RESERVED, 0))
 
 
 def _tokenised(texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> TokenColumn:
@@ -73,13 +81,43 @@ def _tokenised(texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int) -> T
 def distilled_start(
     config: Mapping[str, Any], folders: Mapping[str, Path], out: Path, tokenizer: Tokenizer
 ) -> tuple[PreTrainedModel, Lessons]:
-    """A decoder that gives the static embedder's vectors, and what it will be taught."""
+    """A decoder that gives vectors close to the teacher's, and what it will be taught.
+
+    It starts with the teacher's layers where the configuration says which it is to `inherit`, else
+    as a `static` embedder.
+    """
     taught = teach(config["teacher"], folders, out / "teacher", config["dev_percent"])
+    torch.manual_seed(config["seed"])
+    start = _inherited_start if "inherit" in config else _static_start
+    model, lessons = start(config, taught, out, tokenizer)
+    if "attention" in config:
+        model.set_attn_implementation(config["attention"])
+    return model, lessons
+
+
+def _inherited_start(
+    config: Mapping[str, Any], taught: TaughtTexts, out: Path, tokenizer: Tokenizer
+) -> tuple[PreTrainedModel, Lessons]:
+    del out  # nothing to keep: it is made in a second
+    teacher = Teacher(config["teacher"]["package"])
+    model = inherited_decoder(
+        teacher.model,
+        teacher_ids(tokenizer, teacher.tokenizer),
+        config["inherit"]["layers"],
+        config["inherit"]["positions"],
+        (_PAD, _BOS, _EOS),
+    )
+    return model, Lessons(taught, tokenizer, config["distil"]["max_tokens"])
+
+
+def _static_start(
+    config: Mapping[str, Any], taught: TaughtTexts, out: Path, tokenizer: Tokenizer
+) -> tuple[PreTrainedModel, Lessons]:
     file = out / "static.safetensors"
     basis = load_file(file)["basis"] if file.is_file() else None
     if basis is None:
         basis = sentence_basis(taught.vectors, config["model"]["hidden_size"] - RESERVED)
-    lessons = Lessons(taught, tokenizer, basis, config["distil"]["max_tokens"])
+    lessons = Lessons(taught, tokenizer, config["distil"]["max_tokens"], basis)
     if not file.is_file():
         made = _static_embedder(config, tokenizer, lessons, basis)
         partial = file.with_suffix(".partial")
@@ -97,8 +135,6 @@ def distilled_start(
             eos_token_id=_EOS,
         )
     )
-    if "attention" in config:
-        model.set_attn_implementation(config["attention"])
     special = [_PAD, _BOS, _EOS, _UNKNOWN]
     size = StaticConfig(**config["static"]).embedding_rms
     install(model, StaticEmbedder(state["vectors"], state["log_weights"]), special, _EOS, size)
@@ -114,7 +150,7 @@ def _static_embedder(
     counts = np.bincount(lessons.texts.ids, minlength=size)
     embedder = StaticEmbedder(vectors - vectors.mean(dim=0), zipf_log_weights(counts))
     settings = StaticConfig(seed=config["seed"], **config["static"])
-    fit(embedder, lessons.texts, lessons.projected, settings)
+    fit(embedder, lessons.texts, lessons.targets[:, RESERVED:], settings)
     return embedder
 
 

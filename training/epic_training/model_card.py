@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from epic_retrieval.int8_file import INT8_NAME
 from epic_training.development import DRAWS, MOST_PAIRS, SHOWN, DevelopmentScore
 
 # What a stage adds to other instructions.
@@ -33,7 +34,9 @@ def write_model_card(
         log: records of the stages, such as "distil" and "contrastive", each with step and seconds.
         scores: of the development splits.
     """
-    training, shape = config["contrastive"], config["model"]
+    training = config["contrastive"]
+    shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    stored = "8 bits" if (folder / INT8_NAME).is_file() else "float16"
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
     card = f"""---
 license: apache-2.0
@@ -43,7 +46,7 @@ pipeline_tag: feature-extraction
 # epic-mini
 
 A small English text encoder ({shape["num_hidden_layers"]} layers, {shape["hidden_size"]} wide,
-{weights:.1f} MB in float16) that reads demonstrations as vectors (EPIC). It exists so that
+{weights:.1f} MB in {stored}) that reads demonstrations as vectors (EPIC). It exists so that
 everything in epic-retrieval runs at once, without a network; on a real task a larger model does
 better. It knows English only, and of that what the data below hold.
 
@@ -81,6 +84,16 @@ For test splits of other tasks, beside other models, see the project's README.
 
 def _start(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     """The first two stages."""
+    if "inherit" in config:
+        taught, kept = config["distil"], config["inherit"]["layers"]
+        layers = f"{len(kept)} of its layers (from 0: {', '.join(map(str, kept))})"
+        return f"""Trained with `training/configs/bundled-inherited.yaml`:
+
+1. it begins as the teacher: {layers},
+   with causal attention, and one layer more in which the end token takes the mean of all;
+2. {taught["steps"]} steps of distillation, {taught["batch"]} texts each, from step
+   {taught["bare"]} on half of them behind an instruction
+   ({_minutes(log["distil"])}){_made(config["teacher"])};"""
     if "teacher" in config:
         taught = config["distil"]
         return f"""Trained with `training/configs/bundled-distilled.yaml`:
@@ -124,6 +137,12 @@ def _others(config: Mapping[str, Any]) -> str:
     """What beside the data had a part."""
     if "teacher" not in config:
         return "Nothing else was used; no other model's outputs, no test set."
+    if "inherit" in config:
+        return (
+            f"The teacher is the model in the package `{config['teacher']['package']}`,"
+            " all-MiniLM-L6-v2 (Apache-2.0):\nthese weights began as its own, and were trained on"
+            " its vectors of these texts. No test set was used."
+        )
     return (
         f"The teacher, used in training only, is the model in the package"
         f" `{config['teacher']['package']}`: its\nvectors of these texts, and the English pieces of"

@@ -62,7 +62,7 @@ class Teacher:
 
         folder = teacher_folder(package)
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-        self._model: PreTrainedModel = AutoModel.from_pretrained(folder).eval()
+        self.model: PreTrainedModel = AutoModel.from_pretrained(folder).eval()
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], max_tokens: int) -> Tensor:
@@ -85,7 +85,7 @@ class Teacher:
         mask = (torch.arange(longest)[None, :] < lengths[:, None]).long()
         # Where it is fast, bfloat16 halves the time; cosines with float32's are above 0.999.
         with torch.autocast("cpu", torch.bfloat16, enabled=half_is_fast("cpu")):
-            states = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+            states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         mean: Tensor = (states * mask[..., None]).sum(dim=1) / lengths[:, None]
         return mean
 

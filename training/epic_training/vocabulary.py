@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers import decoders as tokenizer_decoders
+from transformers import PreTrainedTokenizerBase
 
 from epic_retrieval.errors import InputError
 from epic_training.tokenizer import BOS, EOS, PAD
@@ -70,3 +71,17 @@ def wordpiece_tokenizer(teacher: Path) -> Tokenizer:
     tokenizer.decoder = tokenizer_decoders.WordPiece(prefix=CONTINUED)
     tokenizer.add_special_tokens([PAD, BOS, EOS])
     return tokenizer
+
+
+def teacher_ids(tokenizer: Tokenizer, teacher: PreTrainedTokenizerBase) -> list[int]:
+    """For each id of `wordpiece_tokenizer`, that of the same piece in the teacher's vocabulary.
+
+    Beginning and end are the teacher's [CLS] and [SEP].
+    """
+    known = teacher.get_vocab() | {
+        PAD: teacher.pad_token_id,
+        BOS: teacher.cls_token_id,
+        EOS: teacher.sep_token_id,
+        UNKNOWN: teacher.unk_token_id,
+    }
+    return [known[str(tokenizer.id_to_token(i))] for i in range(tokenizer.get_vocab_size())]
