@@ -1,10 +1,10 @@
 """A language model as an encoder: token ids behind a shared prefix in, one pooled state each out.
 
 Works with every decoder that transformers' `AutoModel` gives and whose layers take a key-value
-cache; Llama, Mistral, Qwen2, Qwen3, Gemma, Phi-3 and OPT are tested. Knows no prompts, tasks or texts.
+cache; Llama, Mistral, Qwen2, Qwen3, Gemma, Phi-3 and OPT are tested. Knows no prompts, tasks, texts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -58,7 +58,9 @@ class Backbone:
     @property
     def dimension(self) -> int:
         """d, the width of final hidden states and of token embeddings."""
-        return width_of(self.model.config.to_dict())
+        config = self.model.config
+        # Between its layers OPT may have another.
+        return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
 
     @property
     def max_positions(self) -> int:
@@ -230,11 +232,6 @@ class Backbone:
 def _widened(states: Tensor) -> Tensor:
     """In float32 at least: half precision ends here."""
     return states.to(torch.promote_types(states.dtype, torch.float32))
-
-
-def width_of(config: Mapping[str, Any]) -> int:
-    """The length of a model's vectors; between its layers OPT may have another."""
-    return int(config.get("word_embed_proj_dim") or config["hidden_size"])
 
 
 def sampled_counts(rows: Sequence[Sequence[int]], every: int) -> list[int]:

@@ -24,8 +24,9 @@ def tokens_at_once(backbone: Backbone) -> int:
         return _CPU_TOKENS
     free, _ = torch.cuda.mem_get_info(backbone.device)
     config = backbone.model.config
+    inner = getattr(config, "ffn_dim", None) or config.intermediate_size  # OPT has its own name
     # States, queries, keys, values and what attention copies; the MLP's two branches and product.
-    per_token = backbone.dtype.itemsize * (8 * config.hidden_size + 3 * config.intermediate_size)
+    per_token = backbone.dtype.itemsize * (8 * config.hidden_size + 3 * inner)
     return int(min(_MOST, max(_LEAST, free // 2 // per_token)))
 
 

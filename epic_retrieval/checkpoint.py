@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from epic_retrieval.backbone import Backbone, width_of
+from epic_retrieval.backbone import Backbone
 from epic_retrieval.checkpoint_config import CONFIG_NAME, EpicConfig
 from epic_retrieval.checkpoint_foreign import infer_config, read_json
 from epic_retrieval.errors import CheckpointError, InputError
@@ -197,7 +197,8 @@ def model_dimension(path_or_hub_id: str | Path | None = None) -> int | None:
         own = EpicConfig.load(folder) if (folder / CONFIG_NAME).is_file() else None
         folder = _resolve(_base_model(folder, own), weights=False)
     config = read_json(folder / "config.json")
-    return width_of(config) if isinstance(config.get("hidden_size"), int) else None
+    width = config.get("word_embed_proj_dim", config.get("hidden_size"))  # the first is OPT's
+    return width if isinstance(width, int) else None
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: str | Path, *, rounded: bool = False) -> None:

@@ -14,7 +14,11 @@ from epic_retrieval.tasks.files import parse_document
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of a decoder's configuration that decide its costs."""
+    """The numbers of a decoder's configuration that decide its costs.
+
+    Attributes:
+        matrices: of an MLP: three where it is gated, as in most families, two in OPT.
+    """
 
     name: str
     layers: int
@@ -24,6 +28,7 @@ class Shape:
     key_value_heads: int
     head: int
     positions: int = 0
+    matrices: int = 3
 
     def bytes_per_position(self, width: int = 2) -> int:
         """Bytes of keys and values that a position takes, in numbers of `width` bytes."""
@@ -34,7 +39,7 @@ class Shape:
         attended = new * before + new * (new + 1) // 2
         width = self.heads * self.head
         projections = self.hidden * (2 * width + 2 * self.key_value_heads * self.head)
-        linear = self.layers * (projections + 3 * self.hidden * self.inner)
+        linear = self.layers * (projections + self.matrices * self.hidden * self.inner)
         return 2 * new * linear + 4 * self.layers * width * attended
 
 
@@ -70,15 +75,17 @@ class Assumed:
 def shape_of(config: Any, name: str) -> Shape:  # noqa: ANN401 (a transformers configuration)
     """The shape of a model that is here."""
     heads = int(config.num_attention_heads)
+    ungated = getattr(config, "ffn_dim", None)
     return Shape(
         name,
         layers=int(config.num_hidden_layers),
         hidden=int(config.hidden_size),
-        inner=int(config.intermediate_size),
+        inner=int(ungated or config.intermediate_size),
         heads=heads,
         key_value_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
         positions=int(config.max_position_embeddings),
+        matrices=2 if ungated else 3,
     )
 
 

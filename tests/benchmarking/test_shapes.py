@@ -1,10 +1,11 @@
 import pytest
+import torch
 from transformers import LlamaConfig
 
 from epic_retrieval import Demonstration, Task
 from epic_retrieval.benchmarking.costs import payback
 from epic_retrieval.benchmarking.shapes import Shape, counted_costs, known_shapes, shape_of
-from tests.models import tiny_encoder
+from tests.models import tiny_encoder, tiny_model
 
 
 def test_keys_and_values_of_known_models_by_hand() -> None:
@@ -44,13 +45,23 @@ def test_the_ratios_of_a_large_model() -> None:
     assert over["instruction, shared"] < 1
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama", "phi3"])
+@pytest.mark.parametrize("family", ["qwen3", "llama", "phi3", "opt"])
 def test_bytes_of_a_model_that_is_here(family: str) -> None:
     encoder = tiny_encoder(family)
     task = Task("t", "find it", (Demonstration("a question", "an answer"),))
     shape = shape_of(encoder.checkpoint.backbone.model.config, family)
     prefix = encoder._prefix(task, "epic")
     assert prefix.length * shape.bytes_per_position(4) == prefix.nbytes
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_operations_are_those_of_the_linear_layers(family: str) -> None:
+    model = tiny_model(family)
+    linear = [one for one in model.modules() if isinstance(one, torch.nn.Linear)]
+    weights = sum(one.in_features * one.out_features for one in linear)
+    shape = shape_of(model.config, family)
+    attention = 4 * shape.layers * shape.heads * shape.head  # of one token to itself
+    assert shape.operations(1) == 2 * weights + attention
 
 
 def test_a_configuration_without_the_newer_entries() -> None:
