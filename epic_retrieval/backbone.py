@@ -1,7 +1,8 @@
 """A language model as an encoder: token ids behind a shared prefix in, one pooled state each out.
 
 Works with every decoder that transformers' `AutoModel` gives and whose layers take a key-value
-cache; Llama, Mistral, Qwen2, Qwen3, Gemma, Phi-3 and OPT are tested. Knows no prompts, tasks, texts.
+cache; Llama, Mistral, Qwen2, Qwen3, Gemma, Phi-3 and OPT are tested.
+Knows no prompts, tasks or texts.
 """
 
 from collections.abc import Sequence

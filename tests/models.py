@@ -56,6 +56,9 @@ OPT: dict[str, Any] = {
     "init_std": 0.2,
     "dropout": 0.0,
     "attention_dropout": 0.0,
+    # Not entries of its own.
+    "intermediate_size": None,
+    "num_key_value_heads": None,
 }
 BUILDERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaModel, LlamaConfig, {}),
@@ -77,7 +80,7 @@ def tiny_model(family: str, *, seed: int = 0) -> PreTrainedModel:
     """A random model with 3 layers and 32 dimensions, in evaluation mode."""
     torch.manual_seed(seed)
     model_class, config_class, extra = BUILDERS[family]
-    model: PreTrainedModel = model_class(config_class(**SHAPE, **extra)).eval()
+    model: PreTrainedModel = model_class(config_class(**SHAPE | extra)).eval()
     return model
 
 

@@ -91,7 +91,7 @@ def test_a_window_that_is_too_narrow_takes_the_padded_way() -> None:
 
 @torch.no_grad()
 def test_an_opt_that_is_wider_inside() -> None:
-    config = OPTConfig(**SHAPE, **OPT | {"word_embed_proj_dim": 16, "do_layer_norm_before": False})
+    config = OPTConfig(**SHAPE | OPT | {"word_embed_proj_dim": 16, "do_layer_norm_before": False})
     torch.manual_seed(0)
     backbone = Backbone(OPTModel(config).eval())
     assert backbone.dimension == 16
