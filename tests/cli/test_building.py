@@ -79,7 +79,7 @@ def test_passages_at_a_time(tiny_encoder_folder: Path) -> None:
 def test_the_width_of_a_model_is_known_without_its_weights(
     tiny_encoder_folder: Path, tmp_path: Path
 ) -> None:
-    assert model_dimension() == 256
+    assert model_dimension() == 384
     assert model_dimension(tiny_encoder_folder) == 32
     settings = json.loads((tiny_encoder_folder / "config.json").read_text())
     del settings["hidden_size"]
