@@ -357,7 +357,8 @@ def _load_model(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
         with _quiet(folder):
             if (folder / INT8_NAME).is_file():
                 config = AutoConfig.from_pretrained(folder)
-                model, info = MODEL_MAPPING[type(config)].from_pretrained(
+                family: Any = MODEL_MAPPING[type(config)]
+                model, info = family.from_pretrained(
                     None, config=config, state_dict=read_int8(folder, dtype), **options
                 )
             else:

@@ -33,6 +33,7 @@ LINES = (
         "backbone",
         "packed",
         "linear",
+        "int8_file",
         "prefix",
         "checkpoint",
         "checkpoint_config",

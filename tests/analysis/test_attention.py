@@ -122,7 +122,7 @@ def test_the_bundled_model(data_root: Path) -> None:
     encoder = EpicEncoder.from_pretrained(device="cpu")
     lines = (data_root / "retrieval" / "scifact" / "queries.jsonl").read_text().splitlines()[:2]
     found = attention_shares(encoder, TASK, lines, "epic")
-    assert found.shares.shape == (4, len(SEGMENTS))
+    assert found.shares.shape == (6, len(SEGMENTS))
     np.testing.assert_allclose(found.shares.sum(axis=1), 1, atol=1e-9)
 
 

@@ -55,7 +55,7 @@ def test_nothing_stands_before_the_first_texts() -> None:
     def at(number: int, **changes: int) -> float:
         config = DistilConfig(batch=12, behind=1.0, **changes)
         step = Distillation(checkpoint, texts, targets, ["Find it"], config)
-        return step(number)[0].item()
+        return float(step(number)[0].item())
 
     bare = Distillation(checkpoint, texts, targets, [""], DistilConfig(batch=12, behind=0.0))
     assert at(3, bare=4) == pytest.approx(bare(3)[0].item(), rel=1e-5)

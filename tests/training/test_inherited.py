@@ -26,9 +26,9 @@ def teacher() -> BertModel:
         intermediate_size=48,
         max_position_embeddings=POSITIONS,
         initializer_range=0.2,
-        attn_implementation="eager",
     )
-    return BertModel(config).eval()
+    model: BertModel = BertModel(config).eval()
+    return model
 
 
 def decoder(teacher: BertModel, layers: list[int], positions: int = 100) -> Any:  # noqa: ANN401 (its parts have no types)

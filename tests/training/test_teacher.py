@@ -52,7 +52,7 @@ def test_vectors_are_means_of_states_whatever_the_batch(package: str) -> None:
     for text, vector in zip(texts, found, strict=True):
         ids = torch.tensor([encoder.tokenizer(text)["input_ids"]])
         with torch.no_grad():
-            mean = encoder._model(input_ids=ids).last_hidden_state[0].mean(dim=0)
+            mean = encoder.model(input_ids=ids).last_hidden_state[0].mean(dim=0)
         assert torch.cosine_similarity(mean, vector, dim=0) > 0.999  # bfloat16
         assert vector.norm().item() == pytest.approx(1, abs=1e-3)
 
