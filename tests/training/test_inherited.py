@@ -9,7 +9,9 @@ from torch.nn.functional import layer_norm
 from transformers import BertConfig, BertModel
 
 from epic_retrieval.backbone import Backbone
+from epic_retrieval.errors import InputError
 from epic_training.inherited import inherited_decoder
+from tests.models import tiny_model
 
 WIDTH, POSITIONS = 32, 70
 IDS = [3, 7, 8, *range(20, 120)]  # of the teacher, in the order of the decoder
@@ -85,6 +87,17 @@ def test_positions_beyond_the_teachers_begin_again(teacher: BertModel) -> None:
     assert rows.shape == (150, WIDTH)
     assert torch.equal(rows[POSITIONS : 2 * POSITIONS], rows[:POSITIONS])
     assert not torch.equal(rows[1], rows[0])
+
+
+@pytest.mark.parametrize("layers", [[0, 3], [-1]])
+def test_layers_that_are_not_there(teacher: BertModel, layers: list[int]) -> None:
+    with pytest.raises(InputError, match="expected some of 0 to 2"):
+        decoder(teacher, layers)
+
+
+def test_another_family() -> None:
+    with pytest.raises(InputError, match="is a llama; layers are inherited from a bert"):
+        inherited_decoder(tiny_model("llama"), IDS, [0], 100, (0, 1, 2))
 
 
 def test_every_weight_learns(teacher: BertModel) -> None:

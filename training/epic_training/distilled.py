@@ -87,18 +87,19 @@ def distilled_start(
     as a `static` embedder.
     """
     taught = teach(config["teacher"], folders, out / "teacher", config["dev_percent"])
-    torch.manual_seed(config["seed"])
-    start = _inherited_start if "inherit" in config else _static_start
-    model, lessons = start(config, taught, out, tokenizer)
+    if "inherit" in config:
+        model, lessons = _inherited_start(config, taught, tokenizer)
+    else:
+        model, lessons = _static_start(config, taught, out, tokenizer)
     if "attention" in config:
         model.set_attn_implementation(config["attention"])
     return model, lessons
 
 
 def _inherited_start(
-    config: Mapping[str, Any], taught: TaughtTexts, out: Path, tokenizer: Tokenizer
+    config: Mapping[str, Any], taught: TaughtTexts, tokenizer: Tokenizer
 ) -> tuple[PreTrainedModel, Lessons]:
-    del out  # nothing to keep: it is made in a second
+    torch.manual_seed(config["seed"])
     teacher = Teacher(config["teacher"]["package"])
     model = inherited_decoder(
         teacher.model,

@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import OPTConfig, OPTModel, PreTrainedModel
 
-_SAMPLED = 64  # positions over which a word is averaged, and this many of every hundred words
+from epic_retrieval.errors import InputError
+
+_SAMPLED = 64  # positions over which a word is averaged
+_EVERY = 100  # a word of so many is one of those over which a position is averaged
 _AT_ONCE = 512  # words
 _MEAN_SCALE = 2.0  # of values and of outputs: the mean outweighs the end token's own state
 
@@ -34,9 +37,19 @@ def inherited_decoder(
         layers: of the teacher, those that are kept, from 0; one more comes after them.
         positions: of the decoder; beyond the teacher's they begin again.
         special: the decoder's ids of padding, beginning and end.
+
+    Raises:
+        InputError: for another family, or layers that the teacher has not.
     """
     theirs: Any = teacher
     config = theirs.config
+    if config.model_type != "bert":
+        raise InputError(f"the teacher is a {config.model_type}; layers are inherited from a bert")
+    if not set(layers) <= set(range(config.num_hidden_layers)):
+        raise InputError(
+            f"inherit.layers are {list(layers)}; expected some of 0 to"
+            f" {config.num_hidden_layers - 1}, which the teacher has"
+        )
     model = OPTModel(
         OPTConfig(
             vocab_size=len(ids),
@@ -83,7 +96,7 @@ def _additive(embeddings: Any, ids: Tensor) -> tuple[Tensor, Tensor]:  # noqa: A
     words = torch.cat(
         [embeddings.LayerNorm(part[:, None] + some).mean(dim=1) for part in word.split(_AT_ONCE)]
     )
-    few = slice(None, None, 100)
+    few = slice(None, None, _EVERY)
     changes = embeddings.LayerNorm(word[few, None] + position) - words[few, None]
     return words, changes.mean(dim=0)
 
