@@ -1,10 +1,13 @@
 """Top-3 hits of the bundled model, BM25 and other small embedders on questions about Python.
 
-    python benchmarks/stdlib_questions.py [--data DATA] [--model FOLDER] [--whole] [--out FILE]
+    python benchmarks/stdlib_questions.py [--data DATA] [--model FOLDER] [--whole] [--development]
+        [--out FILE]
 
 The passages are those of `epic demo`, the documentation of this interpreter's standard library; a
 question counts when one of its names is among the first three. Rivals that are not installed are
 left out. Prints a table and writes every answer, with commit and hardware, as JSON.
+
+`--development` asks other questions, by which recipes and passages are chosen.
 """
 
 import json
@@ -31,11 +34,10 @@ SHOWN = 3
 Found = list[list[str]]  # per question, the first names
 
 
-def questions() -> list[dict[str, Any]]:
+def questions(*, development: bool = False) -> list[dict[str, Any]]:
     """The questions, each with the names that answer it."""
-    rows: list[dict[str, Any]] = yaml.safe_load(
-        (HERE / "stdlib_questions.yaml").read_text(encoding="utf-8")
-    )
+    file = HERE / f"stdlib_questions{'_development' * development}.yaml"
+    rows: list[dict[str, Any]] = yaml.safe_load(file.read_text(encoding="utf-8"))
     return rows
 
 
@@ -122,10 +124,13 @@ def main(
     whole: Annotated[
         bool, typer.Option("--whole", help="passages with signature and details")
     ] = False,
+    development: Annotated[
+        bool, typer.Option("--development", help="the questions to choose by")
+    ] = False,
     out: Annotated[Path, typer.Option()] = HERE / "results" / "stdlib_questions.json",
 ) -> None:
     """Measure, print the table, write the JSON."""
-    rows, texts = questions(), passages(whole=whole)
+    rows, texts = questions(development=development), passages(whole=whole)
     unknown = [name for row in rows for name in row["names"] if name not in texts]
     if unknown:
         print(f"not in this Python's documentation: {', '.join(unknown)}")
@@ -147,6 +152,7 @@ def main(
         cwd=HERE,
     )
     options = f"{f' --model {model}' if model else ''}{' --whole' * whole}"
+    options += " --development" * development
     record = {
         "command": f"python benchmarks/stdlib_questions.py --data DATA{options}",
         "commit": commit.stdout.strip(),

@@ -51,7 +51,10 @@ def keys_read_by(module: ModuleType) -> set[str]:
                 func=ast.Attribute(attr="get" | "pop"), args=[ast.Constant(value=str(key)), *_]
             ):
                 found.add(key)
-            case ast.comprehension(iter=ast.Tuple(elts=elements)):
+            case (
+                ast.comprehension(iter=ast.Tuple(elts=elements))
+                | ast.For(iter=ast.Tuple(elts=elements))
+            ):
                 found |= {str(e.value) for e in elements if isinstance(e, ast.Constant)}
             case _:
                 pass
@@ -107,6 +110,9 @@ def test_distillation(config: dict[str, Any]) -> None:
     teacher_sets = {*config["teacher"]["shares"], *config["teacher"].get("whole", ())}
     assert teacher_sets == set(config["data"]) >= set(config["teacher"].get("long_of", ()))
     assert config["distil"]["max_tokens"] <= config["teacher"]["max_tokens"] - 2
+    if "prompts" in config:  # what it does not say is as in distil
+        assert set(config["prompts"]) <= names(DistilConfig) | set(SCHEDULE)
+        assert {"steps", "bare"} <= set(config["prompts"])
     if "inherit" in config:
         return
     assert set(config["static"]) <= names(StaticConfig) - {"seed"}

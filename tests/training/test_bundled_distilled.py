@@ -131,6 +131,10 @@ def test_the_recipe_that_inherits_layers(home: Path, monkeypatch: pytest.MonkeyP
     config["distil"] = {
         key: value for key, value in config["distil"].items() if key != "noticed"
     } | {"anchors": 50, "bare": 2, "learning_rate": 1.0e-4}
+    config["prompts"] = {
+        "steps": 2, "warmup": 1, "learning_rate": 1.0e-4, "projector_learning_rate": 1.0e-3,
+        "bare": 0, "apart": True, "alike": -1.0, "long": 0.1, "shown_tokens": [4, 8],
+    }  # fmt: skip
     (home / "inherited.yaml").write_text(yaml.safe_dump(config))
     done = train(home, monkeypatch, "inherited.yaml", "inherited")
     assert done.exit_code == 0, done.output
@@ -139,6 +143,9 @@ def test_the_recipe_that_inherits_layers(home: Path, monkeypatch: pytest.MonkeyP
     assert not (folder / "model.safetensors").exists()
     distil = json.loads((home / "inherited" / "distil.jsonl").read_text())
     assert 0.5 < distil["cosine"] <= 1  # it starts as the teacher, not at nothing
+    again = json.loads((home / "inherited" / "prompts.jsonl").read_text())
+    assert again["step"] == 2
+    assert 0.3 < again["cosine"] < 1
 
     encoder = EpicEncoder.from_pretrained(folder)
     assert encoder.checkpoint.backbone.model.config.model_type == "opt"
@@ -153,4 +160,6 @@ def test_the_recipe_that_inherits_layers(home: Path, monkeypatch: pytest.MonkeyP
     card = (folder / "README.md").read_text()
     assert "MB in 8 bits" in card
     assert "1 of its layers (from 0: 0)," in card
+    assert "3. 2 steps more" in card
+    assert "4. 5 steps of EPIC" in card
     assert "these weights began as its own" in card

@@ -1,9 +1,11 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from epic_retrieval.prompt import Text, build_prompt, passage_prompt
+from epic_retrieval.prompt import Text, Vectors, build_prompt, passage_prompt
 from epic_retrieval.tasks import Task
 from epic_training.distil import DistilConfig, Distillation, alike_pairs, distillation_loss
 from tests.models import tiny_encoder
@@ -132,7 +134,7 @@ def test_foreign_text_before_the_instruction() -> None:
     shown = []
     for number in range(30):
         rng = np.random.default_rng(number)
-        prompt = step._prompt("Find it", torch.zeros(0, 32), np.arange(0), rng)
+        (prompt,) = step._prompts("Find it", torch.zeros(0, 32), np.arange(0), rng)
         words = "".join(piece.text for piece in prompt.prefix if isinstance(piece, Text))
         end = "".join(piece.text for piece in kept if isinstance(piece, Text))
         assert words.endswith(end)
@@ -144,9 +146,65 @@ def test_foreign_text_before_the_instruction() -> None:
 
 def test_texts_that_are_alike_become_pairs() -> None:
     targets = torch.tensor([[1.0, 0, 0], [0, 2, 0], [1, 0.1, 0], [1, 0.9, 0], [0, 1, 0.3]])
-    assert alike_pairs(targets, 5) == [(0, 2), (1, 4)]  # 3 is like all of them
-    assert alike_pairs(targets, 1) == [(0, 2)]
-    assert alike_pairs(torch.eye(4), 5) == []
+    assert alike_pairs(targets, 5, 0.5) == [(0, 2), (1, 4)]  # 3 is like all of them
+    assert alike_pairs(targets, 1, 0.5) == [(0, 2)]
+    assert alike_pairs(torch.eye(4), 5, 0.5) == []
+    assert alike_pairs(-torch.eye(4) - 1, 5, -1.0) == [(0, 1), (2, 3)]  # no row twice
+    assert alike_pairs(torch.zeros(0, 3), 5, -1.0) == []
+    opposite = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]])
+    assert alike_pairs(opposite, 2, -1.0) == [(0, 2), (1, 3)]
+
+
+def test_all_kinds_of_prompts_in_one_step() -> None:
+    checkpoint = tiny_encoder("llama").checkpoint
+    texts, targets = column([[n, n + 1] for n in range(5, 45)]), torch.randn(40, 32)
+    config = DistilConfig(
+        batch=12, apart=True, textual=2, alike=-1.0, behind=0.5, shown_tokens=(1, 2)
+    )
+    step = Distillation(checkpoint, texts, targets, ["Find it"], config, most_shown=2)
+    vectors, words = set(), set()
+    for number in range(30):
+        rng = np.random.default_rng(number)
+        plain, shown, text = step._prompts("Find it", torch.randn(6, 32), np.arange(6), rng)
+        assert plain == build_prompt(checkpoint.config.template, "Find it")
+        assert all(isinstance(piece, Text) for piece in text.prefix)
+        vectors.add(sum(isinstance(piece, Vectors) for piece in shown.prefix))
+        words.add(
+            sum(piece.text.count("Find it") for piece in text.prefix if isinstance(piece, Text))
+        )
+    assert vectors == {2, 4}
+    assert words == {2, 3}  # of each demonstration, and of the query
+    loss, _ = step(1)
+    assert torch.equal(loss, step(1)[0])
+    loss.backward()
+    assert checkpoint.projector is not None
+    assert checkpoint.projector.output.weight.grad is not None
+
+
+def test_some_of_the_texts_behind_nothing_are_long() -> None:
+    checkpoint = tiny_encoder("llama").checkpoint
+    rng = np.random.default_rng(0)
+    lengths = [200 if n % 10 == 0 else 3 for n in range(200)]
+    texts = column([rng.integers(4, 400, length).tolist() for length in lengths])
+    targets = torch.randn(200, 32)
+    encoded: list[int] = []
+
+    def long_ones(share: float) -> int:
+        config = DistilConfig(batch=20, behind=0.0, long=share, max_tokens=100)
+        step = Distillation(checkpoint, texts, targets, ["Find it"], config)
+        seen = step._rows.encode
+        encoded.clear()
+
+        def encode(rows: Any, run: Any) -> Any:
+            encoded.extend(map(len, rows))
+            return seen(rows, run)
+
+        step._rows.encode = encode  # type: ignore[method-assign, assignment]
+        step(0)
+        return sum(length == 101 for length in encoded)
+
+    assert long_ones(0.5) >= 10 > long_ones(0.0)
+    assert len(encoded) == 20
 
 
 def test_families_are_drawn_together() -> None:

@@ -291,9 +291,14 @@ def main(
         first = [[*lessons.texts[i].tolist(), _EOS] for i in range(min(64, len(lessons.texts)))]
         start_projector(checkpoint, first, settings["distil"].get("noticed"))
         shown = settings["distil"].get("shown", 0)
-        distil(settings, distillation(settings, checkpoint, lessons, known, shown), out)
+        last = "distil"
+        for stage in ("distil", "prompts"):
+            if stage in settings:
+                last = stage
+                taught = distillation(settings, checkpoint, lessons, known, shown, stage)
+                distil(settings, taught, out, stage)
         changes = settings["contrastive"].get("replayed", {})
-        replay = distillation(settings, checkpoint, lessons, known, shown, **changes)
+        replay = distillation(settings, checkpoint, lessons, known, shown, last, **changes)
         prepare_tokens(settings, folders, out, tokenizer)
     else:
         prepare_tokens(settings, folders, out, tokenizer)
@@ -341,7 +346,7 @@ def describe(config: dict[str, Any], folders: Folders, out: Path) -> None:
     log = {}
     if "pretrain" in config:
         log["pretrain"] = json.loads((out / "pretrain.json").read_text(encoding="utf-8"))
-    for stage in ("distil", "contrastive", *_LATER_STAGES):
+    for stage in ("distil", "prompts", "contrastive", *_LATER_STAGES):
         file = out / f"{stage}.jsonl"
         lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
         log[stage] = [json.loads(line) for line in lines]

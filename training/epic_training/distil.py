@@ -20,8 +20,8 @@ from epic_training.encoding import RowEncoder
 from epic_training.pairs import TokenColumn
 from epic_training.step import Parts
 
-_SHOWN_TOKENS = 32  # of a text in a demonstration that is text
-_ALIKE = 0.5  # cosine by the teacher of two texts that are shown as alike
+_LONG = 64  # tokens of a long text
+_TAKEN = -2.0  # in place of a cosine
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,12 @@ class DistilConfig:
             by side do small differences tell.
         textual: in half of the steps up to so many demonstrations stand before the instruction as
             text, made of any texts: what stands before a text is not a part of its meaning.
+        shown_tokens: where such a text is cut, drawn per step.
+        alike: cosine by the teacher of two texts that are shown as a pair of vectors, at least.
+        apart: every step has texts behind an instruction alone, behind vectors and behind text, a
+            third each of those that stand behind something.
+        long: share of the texts that stand behind nothing, as passages do, which are drawn from
+            those of 64 tokens and more.
     """
 
     batch: int
@@ -57,6 +63,10 @@ class DistilConfig:
     textual: int = 0
     anchors: int = 0
     bare: int = 0
+    shown_tokens: Sequence[int] = (32,)
+    alike: float = 0.5
+    apart: bool = False
+    long: float = 0.0
 
 
 class Distillation(nn.Module):
@@ -92,7 +102,9 @@ class Distillation(nn.Module):
         self.projector = checkpoint.projector if most_shown else None
         self.checkpoint, self.config = checkpoint, config
         self._texts, self._targets, self._instructions = texts, targets, instructions
-        self._usable = np.diff(texts.ends, prepend=0) > 0
+        lengths = np.diff(texts.ends, prepend=0)
+        self._usable = lengths > 0
+        self._long = np.flatnonzero(lengths >= _LONG) if config.long else np.arange(0)
         self._seed, self._end, self._most_shown = seed, end, most_shown
         self._rows = RowEncoder(checkpoint, config.rows_at_once, cached=False)
 
@@ -100,18 +112,23 @@ class Distillation(nn.Module):
         """A scalar, and what to log: the mean cosine, and the second loss."""
         rng = np.random.default_rng([self._seed, step])
         chosen = self._drawn(rng)
+        behind = 0 if step < self.config.bare else round(self.config.behind * len(chosen))
+        longer = min(round(self.config.long * (len(chosen) - behind)), len(self._long))
+        if longer:
+            chosen[-longer:] = rng.choice(self._long, size=longer, replace=False)
         limit = self.config.max_tokens
         rows = [[*self._texts[int(i)][:limit].tolist(), self._end] for i in chosen]
-        behind = 0 if step < self.config.bare else round(self.config.behind * len(rows))
         instruction = self._instructions[int(rng.integers(len(self._instructions)))]
         alone = self.checkpoint.backbone.token_embeddings([])  # (0, d)
         if behind < len(rows):
             alone = self._rows.encode(rows[behind:], self._rows.bare)
-        states = [alone]
+        states = []
         if behind:
-            prompt = self._prompt(instruction, alone, chosen[behind:], rng)
-            run = self._rows.behind(self._rows.embed(prompt))
-            states.insert(0, self._rows.encode(rows[:behind], run))
+            prompts = self._prompts(instruction, alone, chosen[behind:], rng)
+            for part, prompt in zip(np.array_split(np.arange(behind), len(prompts)), prompts):
+                run = self._rows.behind(self._rows.embed(prompt))
+                states.append(self._rows.encode([rows[i] for i in part], run))
+        states.append(alone)
         device = self.checkpoint.backbone.device
         anchors = None
         if self.config.anchors:
@@ -134,49 +151,68 @@ class Distillation(nn.Module):
         kept: NDArray[np.int64] = rows[self._usable[rows]]
         return kept
 
-    def _prompt(
+    def _prompts(
         self,
         instruction: str,
         alone: Tensor,
         rows: NDArray[np.int64],
         rng: np.random.Generator,
-    ) -> Prompt:
-        """An instruction, behind vectors of pairs of the texts `alone` (m, d) if so drawn."""
-        template, g = self.checkpoint.config.template, self.projector
+    ) -> list[Prompt]:
+        """What stands before texts: an instruction, and perhaps demonstrations.
+
+        Args:
+            instruction: of all.
+            alone: (m, d) states of the texts `rows`, of whose pairs vectors are shown.
+            rows: numbers of those texts.
+            rng: draws what is shown.
+        """
+        template, most = self.checkpoint.config.template, self._most_shown
+        if self.config.apart:
+            text = build_prompt(template, instruction, self._foreign(rng), textual=True)
+            shown = self._pairs(alone, rows, int(rng.integers(1, most + 1)))
+            vectors = build_prompt(template, instruction, shown)
+            return [build_prompt(template, instruction), vectors, text]
         if self.config.textual and rng.random() < 0.5:
-            return build_prompt(template, instruction, self._foreign(rng), textual=True)
-        most = int(rng.integers(self._most_shown + 1))
+            return [build_prompt(template, instruction, self._foreign(rng), textual=True)]
+        shown = self._pairs(alone, rows, int(rng.integers(most + 1)))
+        return [build_prompt(template, instruction, shown)]
+
+    def _pairs(self, alone: Tensor, rows: NDArray[np.int64], most: int) -> list[dict[str, Piece]]:
+        """Demonstrations that are vectors, of texts that the teacher finds alike."""
+        g = self.projector
         if not most or g is None:
-            return build_prompt(template, instruction)
-        shown = [
+            return []
+        return [
             {"query": Vectors(g(alone[i : i + 1])), "passage": Vectors(g(alone[j : j + 1]))}
-            for i, j in alike_pairs(self._targets[rows], most)
+            for i, j in alike_pairs(self._targets[rows], most, self.config.alike)
         ]
-        return build_prompt(template, instruction, shown)
 
     def _foreign(self, rng: np.random.Generator) -> list[dict[str, Piece]]:
         """Demonstrations that are text, of texts drawn from all."""
         count = 2 * int(rng.integers(1, self.config.textual + 1))
         drawn = rng.choice(np.flatnonzero(self._usable), size=count)
+        cuts = self.config.shown_tokens
+        cut = cuts[int(rng.integers(len(cuts)))]
         decode = self.checkpoint.tokenizer.hf.decode
-        texts = [Text(str(decode(self._texts[int(i)][:_SHOWN_TOKENS].tolist()))) for i in drawn]
+        texts = [Text(str(decode(self._texts[int(i)][:cut].tolist()))) for i in drawn]
         pairs = zip(texts[::2], texts[1::2], strict=True)
         return [{"query": query, "passage": passage} for query, passage in pairs]
 
 
-def alike_pairs(targets: Tensor, most: int) -> list[tuple[int, int]]:
+def alike_pairs(targets: Tensor, most: int, least: float) -> list[tuple[int, int]]:
     """Up to `most` pairs of rows of `targets` (n, d), the most similar first, no row twice.
 
-    Those that the teacher finds less alike than `_ALIKE` are left out.
+    Those whose cosine is below `least` are left out.
     """
     unit = functional.normalize(targets, dim=1)
-    cosines = (unit @ unit.T).triu(diagonal=1)
+    below = torch.ones(len(unit), len(unit), dtype=torch.bool).tril()
+    cosines = (unit @ unit.T).masked_fill(below, _TAKEN)
     pairs: list[tuple[int, int]] = []
-    while len(pairs) < most and float(cosines.max()) >= _ALIKE:
+    while len(pairs) < most and len(targets) and float(cosines.max()) >= least:
         i, j = divmod(int(cosines.argmax()), len(targets))
         pairs.append((i, j))
         for taken in (i, j):
-            cosines[taken] = cosines[:, taken] = 0
+            cosines[taken] = cosines[:, taken] = _TAKEN
     return pairs
 
 

@@ -161,24 +161,29 @@ def distillation(
     lessons: Lessons,
     instructions: Sequence[str],
     most_shown: int = 0,
+    stage: str = "distil",
     **changes: Any,  # noqa: ANN401 (fields of DistilConfig)
 ) -> Distillation:
-    """The loss of the stage `distil`; later ones repeat it, with demonstrations in the prompts."""
+    """The loss of the stage `distil`; later ones repeat it, with demonstrations in the prompts.
+
+    The stage `prompts` does what `distil` does but for what it says, with other draws.
+    """
     known = {field.name for field in fields(DistilConfig)}
-    chosen = {key: value for key, value in config["distil"].items() if key in known}
+    settings = config["distil"] | (config[stage] if stage != "distil" else {})
+    chosen = {key: value for key, value in settings.items() if key in known}
     return Distillation(
         checkpoint,
         lessons.texts,
         lessons.targets,
         instructions,
         DistilConfig(**(chosen | changes)),
-        seed=config["seed"],
+        seed=config["seed"] + (stage != "distil"),
         end=_EOS,
         most_shown=most_shown,
     )
 
 
-def distil(config: Mapping[str, Any], loss: Distillation, out: Path) -> None:
-    """Run the stage `distil`."""
-    plan = {key: value for key, value in config["distil"].items() if key in SCHEDULE}
-    run_stage("distil", plan, config["distil"].get("weight_decay", 0.0), loss, loss, out)
+def distil(config: Mapping[str, Any], loss: Distillation, out: Path, stage: str = "distil") -> None:
+    """Run the stage `distil`, or `prompts`."""
+    plan = {key: value for key, value in config[stage].items() if key in SCHEDULE}
+    run_stage(stage, plan, config[stage].get("weight_decay", 0.0), loss, loss, out)

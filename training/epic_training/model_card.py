@@ -37,6 +37,7 @@ def write_model_card(
     training = config["contrastive"]
     shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     stored = "8 bits" if (folder / INT8_NAME).is_file() else "float16"
+    number = 4 if "prompts" in config else 3
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
     card = f"""---
 license: apache-2.0
@@ -51,14 +52,14 @@ everything in epic-retrieval runs at once, without a network; on a real task a l
 better. It knows English only, and of that what the data below hold.
 
 {_start(config, log)}
-3. {training["steps"]} steps of EPIC contrastive training of all weights, batch {training["batch"]}
+{number}. {training["steps"]} steps of EPIC contrastive training of all weights, batch {training["batch"]}
    ({_minutes(log["contrastive"])}): up to {training["max_demonstrations"]} demonstrations
    a prompt, drawn per group ({training["groups"]} groups a batch), temperature
    {training["temperature"]},
    loss of the plain query weighted {training["plain_weight"]}{_mixed(training)};
-{_later_stages(config, log)}
-All decisions are in `epic_config.json`. The batches of stage 3 also include passages to be found by
-a few words that were cut out of them (`crop` in the configuration).
+{_later_stages(config, log, number + 1)}
+All decisions are in `epic_config.json`. The batches of stage {number} also include passages to be
+found by a few words that were cut out of them (`crop` in the configuration).
 
 ## Development splits
 
@@ -73,7 +74,7 @@ For test splits of other tasks, beside other models, see the project's README.
 
 ## Data
 
-{_data_rows(metas)}
+{_used(config, number)}{_data_rows(metas)}
 
 {_others(config)}
 """
@@ -93,7 +94,7 @@ def _start(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, fl
    with causal attention, and one layer more in which the end token takes the mean of all;
 2. {taught["steps"]} steps of distillation, {taught["batch"]} texts each, from step
    {taught["bare"]} on half of them behind an instruction
-   ({_minutes(log["distil"])}){_made(config["teacher"])};"""
+   ({_minutes(log["distil"])}){_made(config["teacher"])};{_prompts(config, log)}"""
     if "teacher" in config:
         taught = config["distil"]
         return f"""Trained with `training/configs/bundled-distilled.yaml`:
@@ -108,6 +109,26 @@ def _start(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, fl
 1. token embeddings from co-occurrence statistics (PMI, truncated SVD);
 2. {shape["steps"]} steps of next-token prediction, {shape["batch"]} x
    {shape["length"]} tokens each ({_minutes(log["pretrain"])});"""
+
+
+def _prompts(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    if "prompts" not in config:
+        return ""
+    chosen = config["distil"] | config["prompts"]
+    return f"""
+3. {chosen["steps"]} steps more ({_minutes(log["prompts"])}), {chosen["behind"]:.0%} of the texts behind prompts:
+   a third each behind an instruction, up to {chosen["shown"]} demonstrations as vectors, up to {chosen["textual"]} as text
+   of up to {max(chosen["shown_tokens"])} tokens a side; {chosen["long"]:.0%} of the others have 64 tokens or more;"""
+
+
+def _used(config: Mapping[str, Any], number: int) -> str:
+    """How much of the data was drawn from."""
+    if not config.get("pairs"):
+        return ""
+    return (
+        f"At most {config['pairs']:,} pairs of each were used from stage {number} on;"
+        " `teacher.shares` in\n`epic_config.json` says of which share the texts were distilled.\n\n"
+    )
 
 
 def _made(teacher: Mapping[str, Any]) -> str:
@@ -151,10 +172,10 @@ def _others(config: Mapping[str, Any]) -> str:
 
 
 def _later_stages(
-    config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, float]]]
+    config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, float]]], first: int
 ) -> str:
     lines = []
-    for number, stage in enumerate((name for name in _LATER if name in config), start=4):
+    for number, stage in enumerate((name for name in _LATER if name in config), start=first):
         chosen = config[stage]
         if stage == "projector":
             lines.append(
