@@ -1,4 +1,4 @@
-from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -187,24 +187,17 @@ def test_some_of_the_texts_behind_nothing_are_long() -> None:
     lengths = [200 if n % 10 == 0 else 3 for n in range(200)]
     texts = column([rng.integers(4, 400, length).tolist() for length in lengths])
     targets = torch.randn(200, 32)
-    encoded: list[int] = []
 
     def long_ones(share: float) -> int:
         config = DistilConfig(batch=20, behind=0.0, long=share, max_tokens=100)
         step = Distillation(checkpoint, texts, targets, ["Find it"], config)
-        seen = step._rows.encode
-        encoded.clear()
-
-        def encode(rows: Any, run: Any) -> Any:
-            encoded.extend(map(len, rows))
-            return seen(rows, run)
-
-        step._rows.encode = encode  # type: ignore[method-assign, assignment]
-        step(0)
-        return sum(length == 101 for length in encoded)
+        with patch.object(step._rows, "encode", wraps=step._rows.encode) as encode:
+            step(0)
+        rows = encode.call_args.args[0]
+        assert len(rows) == 20
+        return sum(len(row) == 101 for row in rows)
 
     assert long_ones(0.5) >= 10 > long_ones(0.0)
-    assert len(encoded) == 20
 
 
 def test_families_are_drawn_together() -> None:

@@ -125,7 +125,10 @@ class Distillation(nn.Module):
         states = []
         if behind:
             prompts = self._prompts(instruction, alone, chosen[behind:], rng)
-            for part, prompt in zip(np.array_split(np.arange(behind), len(prompts)), prompts):
+            parts = np.array_split(np.arange(behind), len(prompts))
+            for part, prompt in zip(parts, prompts, strict=True):
+                if not len(part):
+                    continue
                 run = self._rows.behind(self._rows.embed(prompt))
                 states.append(self._rows.encode([rows[i] for i in part], run))
         states.append(alone)

@@ -52,10 +52,10 @@ everything in epic-retrieval runs at once, without a network; on a real task a l
 better. It knows English only, and of that what the data below hold.
 
 {_start(config, log)}
-{number}. {training["steps"]} steps of EPIC contrastive training of all weights, batch {training["batch"]}
-   ({_minutes(log["contrastive"])}): up to {training["max_demonstrations"]} demonstrations
-   a prompt, drawn per group ({training["groups"]} groups a batch), temperature
-   {training["temperature"]},
+{number}. {training["steps"]} steps of EPIC contrastive training of all weights,
+   batch {training["batch"]} ({_minutes(log["contrastive"])}):
+   up to {training["max_demonstrations"]} demonstrations a prompt,
+   drawn per group ({training["groups"]} groups a batch), temperature {training["temperature"]},
    loss of the plain query weighted {training["plain_weight"]}{_mixed(training)};
 {_later_stages(config, log, number + 1)}
 All decisions are in `epic_config.json`. The batches of stage {number} also include passages to be
@@ -115,10 +115,12 @@ def _prompts(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, 
     if "prompts" not in config:
         return ""
     chosen = config["distil"] | config["prompts"]
+    steps, tokens = chosen["steps"], max(chosen["shown_tokens"])
     return f"""
-3. {chosen["steps"]} steps more ({_minutes(log["prompts"])}), {chosen["behind"]:.0%} of the texts behind prompts:
-   a third each behind an instruction, up to {chosen["shown"]} demonstrations as vectors, up to {chosen["textual"]} as text
-   of up to {max(chosen["shown_tokens"])} tokens a side; {chosen["long"]:.0%} of the others have 64 tokens or more;"""
+3. {steps} steps more ({_minutes(log["prompts"])}),
+   {chosen["behind"]:.0%} of the texts behind prompts: a third each behind an instruction,
+   up to {chosen["shown"]} demonstrations as vectors, up to {chosen["textual"]} as text
+   of up to {tokens} tokens a side; {chosen["long"]:.0%} of the others have 64 tokens or more;"""
 
 
 def _used(config: Mapping[str, Any], number: int) -> str:
