@@ -54,8 +54,8 @@ def test_nothing_stands_before_the_first_texts() -> None:
     checkpoint = tiny_encoder("llama").checkpoint
     texts, targets = column([[n, n + 1] for n in range(5, 45)]), torch.randn(40, 32)
 
-    def at(number: int, **changes: int) -> float:
-        config = DistilConfig(batch=12, behind=1.0, **changes)
+    def at(number: int, bare: int = 0, anchors: int = 0) -> float:
+        config = DistilConfig(batch=12, behind=1.0, bare=bare, anchors=anchors)
         step = Distillation(checkpoint, texts, targets, ["Find it"], config)
         return float(step(number)[0].item())
 
