@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from epic_retrieval.errors import InputError
 from epic_retrieval.prompt import Text, Vectors, build_prompt, passage_prompt
 from epic_retrieval.tasks import Task
 from epic_training.distil import DistilConfig, Distillation, alike_pairs, distillation_loss
@@ -179,6 +180,8 @@ def test_all_kinds_of_prompts_in_one_step() -> None:
     loss.backward()
     assert checkpoint.projector is not None
     assert checkpoint.projector.output.weight.grad is not None
+    with pytest.raises(InputError, match="shown is 0 and textual 2"):
+        Distillation(checkpoint, texts, targets, ["Find it"], config)
 
 
 def test_some_of_the_texts_behind_nothing_are_long() -> None:

@@ -153,7 +153,8 @@ def new_checkpoint(config: dict[str, Any], out: Path, model: PreTrainedModel) ->
     backbone = Backbone(model)
     torch.manual_seed(config["seed"])
     projector = Projector(backbone.dimension).to(backbone.device)
-    modes: tuple[Mode, ...] = ("epic", "none", "text") if "text" in config else ("epic", "none")
+    with_text = {"text", "prompts"} & set(config)
+    modes: tuple[Mode, ...] = ("epic", "none", "text") if with_text else ("epic", "none")
     epic_config = EpicConfig(
         TEMPLATES["epic"], _BOS, _EOS, config["max_length"], modes, training=config
     )

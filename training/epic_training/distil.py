@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from epic_retrieval.checkpoint import Checkpoint
+from epic_retrieval.errors import InputError
 from epic_retrieval.prompt import Piece, Prompt, Text, Vectors, build_prompt
 from epic_training.encoding import RowEncoder
 from epic_training.pairs import TokenColumn
@@ -83,6 +84,9 @@ class Distillation(nn.Module):
         most_shown: up to so many demonstrations stand in the prompt too, as vectors of pairs of
             texts that the teacher finds alike: shown that, a text is to keep its meaning. Needs
             texts that stand behind nothing.
+
+    Raises:
+        InputError: for `apart` without demonstrations to show.
     """
 
     def __init__(
@@ -98,6 +102,11 @@ class Distillation(nn.Module):
         most_shown: int = 0,
     ) -> None:
         super().__init__()
+        if config.apart and not (most_shown and config.textual):
+            raise InputError(
+                f"apart needs demonstrations as vectors and as text, but shown is {most_shown} and"
+                f" textual {config.textual}; give both at least 1, or leave apart out"
+            )
         self.model = checkpoint.adapter or checkpoint.backbone.model
         self.projector = checkpoint.projector if most_shown else None
         self.checkpoint, self.config = checkpoint, config
