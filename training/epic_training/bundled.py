@@ -196,8 +196,7 @@ def train_contrastive(
     which most batches get the instruction of some built-in task instead, since a model that saw one
     instruction per data set is thrown off course by any other; and `text`, which also shows
     demonstrations as text, so that mode "text" works at all; `projector`, in which nothing else
-    learns. With `kept` above 0 what the first stage makes of the weights is averaged with so much
-    of what they were before: that keeps more of what was distilled.
+    learns.
 
     Args:
         config: of the whole training.
@@ -209,7 +208,7 @@ def train_contrastive(
     chosen = dict(config["contrastive"])
     batch, decay = chosen.pop("batch"), chosen.pop("weight_decay")
     own, weight = chosen.pop("own", 1.0), chosen.pop("replay", 0.0)
-    mixed, kept = chosen.pop("mixed", 0.0), chosen.pop("kept", 0.0)
+    mixed = chosen.pop("mixed", 0.0)
     chosen.pop("replayed", None)
     plan = {key: chosen.pop(key) for key in SCHEDULE if key in chosen}
     limits = {key: chosen.pop(key) for key in ("negatives", "query_tokens", "passage_tokens")}
@@ -232,11 +231,7 @@ def train_contrastive(
         start_projector(checkpoint, make_batch(0).positives[:64])
     repeated = None if replay is None or not weight else (replay, weight)
     compute = contrast(make_batch, step_loss, repeated)
-    before = [parameter.detach().clone() for parameter in step_loss.parameters()]
     run_stage("contrastive", plan, decay, compute, step_loss, out)
-    with torch.no_grad():
-        for parameter, old in zip(step_loss.parameters(), before, strict=True):
-            parameter.lerp_(old, kept)
     for number, stage in enumerate(_LATER_STAGES, start=1):
         if stage in config:
             later = dict(config[stage])
