@@ -127,7 +127,7 @@ def main(
     development: Annotated[
         bool, typer.Option("--development", help="the questions to choose by")
     ] = False,
-    out: Annotated[Path, typer.Option()] = HERE / "results" / "stdlib_questions.json",
+    out: Annotated[Path | None, typer.Option(help="JSON; default: in results/")] = None,
 ) -> None:
     """Measure, print the table, write the JSON."""
     rows, texts = questions(development=development), passages(whole=whole)
@@ -153,6 +153,9 @@ def main(
     )
     options = f"{f' --model {model}' if model else ''}{' --whole' * whole}"
     options += " --development" * development
+    if out is None:
+        kind = f"{'_whole' * whole}{'_development' * development}"
+        out = HERE / "results" / f"stdlib_questions{kind}.json"
     record = {
         "command": f"python benchmarks/stdlib_questions.py --data DATA{options}",
         "commit": commit.stdout.strip(),

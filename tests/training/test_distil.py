@@ -142,6 +142,13 @@ def test_foreign_text_before_the_instruction() -> None:
         shown.append(words.count("Find it") - 1)
     assert set(shown) == {0, 1, 2, 3}
     assert 8 < shown.count(0) < 22
+    decode = checkpoint.tokenizer.hf.decode
+    for cut in (1, 2):
+        config = DistilConfig(batch=12, textual=3, shown_tokens=(cut,))
+        step = Distillation(checkpoint, texts, targets, ["Find it"], config)
+        whole = {decode([n, n + 1][:cut]) for n in range(5, 45)}
+        pairs = step._foreign(np.random.default_rng(0))
+        assert {piece.text for pair in pairs for piece in pair.values()} <= whole  # type: ignore[union-attr]
     assert torch.isfinite(step(1)[0])
 
 

@@ -1,8 +1,8 @@
 """Distillation: the student's vectors of texts come to be the teacher's.
 
 The aim is the teacher's vector of the bare text whatever instruction precedes it, so that a model
-learns early what belongs to the prompt and what to the text. Knows nothing of pairs and
-demonstrations.
+learns early what belongs to the prompt and what to the text. Demonstrations are made of any texts;
+nothing here knows which query belongs to which passage.
 """
 
 from collections.abc import Sequence
@@ -113,7 +113,7 @@ class Distillation(nn.Module):
         self._texts, self._targets, self._instructions = texts, targets, instructions
         lengths = np.diff(texts.ends, prepend=0)
         self._usable = lengths > 0
-        self._long = np.flatnonzero(lengths >= _LONG) if config.long else np.arange(0)
+        self._long = np.flatnonzero(lengths >= _LONG)
         self._seed, self._end, self._most_shown = seed, end, most_shown
         self._rows = RowEncoder(checkpoint, config.rows_at_once, cached=False)
 

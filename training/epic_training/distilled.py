@@ -169,7 +169,7 @@ def distillation(
     The stage `prompts` does what `distil` does but for what it says, with other draws.
     """
     known = {field.name for field in fields(DistilConfig)}
-    settings = config["distil"] | (config[stage] if stage != "distil" else {})
+    settings = config["distil"] | config[stage]
     chosen = {key: value for key, value in settings.items() if key in known}
     return Distillation(
         checkpoint,
