@@ -12,9 +12,9 @@ import yaml
 from transformers import LlamaConfig, Qwen3Config
 
 from epic_retrieval.tasks import Task
-from epic_training import bundled, distilled, teacher
+from epic_training import bundled, distilled, second, teacher
 from epic_training.distil import DistilConfig
-from epic_training.made import MAKERS
+from epic_training.made import MAKERS, WRITTEN
 from epic_training.objective import Objective
 from epic_training.pretrain import PretrainConfig
 from epic_training.stages import SCHEDULE
@@ -74,7 +74,8 @@ def required(config_class: type[Any]) -> set[str]:
 
 @EACH
 def test_top_level(config: dict[str, Any]) -> None:
-    assert set(config) <= READ | keys_read_by(distilled) | set(bundled._LATER_STAGES)
+    stages = {*distilled.STAGES, *bundled._LATER_STAGES}
+    assert set(config) <= READ | keys_read_by(distilled) | stages
 
 
 def test_tokenizer() -> None:
@@ -108,11 +109,20 @@ def test_distillation(config: dict[str, Any]) -> None:
     assert required(DistilConfig) | {"max_tokens"} <= chosen <= known
     assert set(config["teacher"]) <= keys_read_by(teacher)
     teacher_sets = {*config["teacher"]["shares"], *config["teacher"].get("whole", ())}
-    assert teacher_sets == set(config["data"]) >= set(config["teacher"].get("long_of", ()))
+    written = set(config.get("second", {}).get("written", ()))
+    assert teacher_sets | written == set(config["data"])
+    assert set(config["teacher"].get("long_of", ())) <= teacher_sets
     assert config["distil"]["max_tokens"] <= config["teacher"]["max_tokens"] - 2
     if "prompts" in config:  # what it does not say is as in distil
         assert set(config["prompts"]) <= names(DistilConfig) | set(SCHEDULE)
         assert {"steps", "bare"} <= set(config["prompts"])
+    if "second" in config:
+        chosen = set(config["second"])
+        assert chosen <= keys_read_by(second) | names(DistilConfig) | set(SCHEDULE)
+        assert {"steps", "model", "texts", "written"} <= chosen
+        for one in config["second"]["written"].values():
+            assert set(one) == {"share", "pull"}
+        assert sum(one["share"] for one in config["second"]["written"].values()) < 0.7
     if "inherit" in config:
         return
     assert set(config["static"]) <= names(StaticConfig) - {"seed"}
@@ -148,6 +158,7 @@ def test_dataset(config: dict[str, Any], name: str, data_root: Path) -> None:
     assert 0 <= chosen.get("lm", 1.0) <= 1
     if "made" in chosen:
         assert chosen["made"] in MAKERS
+        assert chosen["made"] != "written" or (WRITTEN / f"{name}.tsv").is_file()
         return
     folder = data_root / "train_clean" / name
     assert (folder / "pairs.jsonl.gz").is_file()

@@ -136,6 +136,11 @@ def test_the_recipe_that_inherits_layers(home: Path, monkeypatch: pytest.MonkeyP
         "steps": 2, "warmup": 1, "learning_rate": 1.0e-4, "projector_learning_rate": 1.0e-3,
         "bare": 0, "apart": True, "alike": -1.0, "long": 0.1, "shown_tokens": [4, 8],
     }  # fmt: skip
+    config["second"] = {
+        "model": str(home / "packages" / "tiny_teacher" / "model"), "texts": 40, "max_tokens": 32,
+        "written": {"twins": {"share": 0.5, "pull": 1.0}},
+        "steps": 2, "warmup": 1, "learning_rate": 1.0e-4, "projector_learning_rate": 1.0e-3,
+    }  # fmt: skip
     (home / "inherited.yaml").write_text(yaml.safe_dump(config))
     done = train(home, monkeypatch, "inherited.yaml", "inherited")
     assert done.exit_code == 0, done.output
@@ -147,6 +152,9 @@ def test_the_recipe_that_inherits_layers(home: Path, monkeypatch: pytest.MonkeyP
     again = json.loads((home / "inherited" / "prompts.jsonl").read_text())
     assert again["step"] == 2
     assert 0.3 < again["cosine"] < 1
+    last = json.loads((home / "inherited" / "second.jsonl").read_text())
+    assert last["step"] == 2
+    assert 0.3 < last["cosine"] < 1
 
     encoder = EpicEncoder.from_pretrained(folder)
     assert encoder.checkpoint.backbone.model.config.model_type == "opt"
@@ -162,5 +170,7 @@ def test_the_recipe_that_inherits_layers(home: Path, monkeypatch: pytest.MonkeyP
     assert "MB in 8 bits" in card
     assert "1 of its layers (from 0: 0)," in card
     assert "3. 2 steps more" in card
-    assert "4. 5 steps of EPIC" in card
+    assert "4. 2 steps more" in card
+    assert "and, 50% of those of a step, of what was written for training" in card
+    assert "5. 5 steps of EPIC" in card
     assert "these weights began as its own" in card

@@ -9,6 +9,7 @@ from epic_retrieval.errors import InputError
 from epic_retrieval.prompt import Text, Vectors, build_prompt, passage_prompt
 from epic_retrieval.tasks import Task
 from epic_training.distil import DistilConfig, Distillation, alike_pairs, distillation_loss
+from epic_training.encoding import Runner, States
 from tests.models import tiny_encoder
 from tests.training.samples import column
 
@@ -224,3 +225,29 @@ def test_families_are_drawn_together() -> None:
         assert {row // 3 * 3 + place for row in drawn for place in range(3)} - set(drawn) <= {9}
         met |= set(drawn)
     assert met == set(range(30)) - {9}
+
+
+def test_weights_say_what_is_drawn_and_passages_stand_behind_nothing() -> None:
+    checkpoint = tiny_encoder("llama").checkpoint
+    texts, targets = column([[n, n + 1] for n in range(5, 45)]), torch.randn(40, 32)
+    weights = np.zeros(40)
+    weights[:12] = 1 / 12
+    passages = np.arange(40) < 6
+    config = DistilConfig(batch=20, behind=0.5)
+    step = Distillation(
+        checkpoint, texts, targets, ["Find it"], config, weights=weights, passages=passages
+    )
+    drawn = step._drawn(np.random.default_rng(0))
+    assert sorted(drawn.tolist()) == list(range(12))  # no more than can be drawn
+    before: list[list[int]] = []
+    encode = step._rows.encode
+
+    def spy(rows: list[list[int]], run: Runner) -> States:
+        before.append([row[0] - 5 for row in rows])
+        return encode(rows, run)
+
+    with patch.object(step._rows, "encode", spy):
+        step(3)
+    bare, behind = before
+    assert sorted(bare) == list(range(6))
+    assert sorted(behind) == list(range(6, 12))

@@ -15,8 +15,10 @@ from epic_training.made import (
     data_folders,
     families,
     joined,
+    question_pairs,
     sentences,
     stdlib_pairs,
+    written_pairs,
 )
 from epic_training.pairs import Pair, read_pairs
 
@@ -102,7 +104,7 @@ def test_made_data_sets_lie_in_the_training_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = Pair("open a file", "open(file)\nOpen a file.")
-    monkeypatch.setitem(made.MAKERS, "stdlib", (lambda: iter([pair]), "free"))
+    monkeypatch.setitem(made.MAKERS, "stdlib", (lambda _: iter([pair]), "free"))
     config = {"data": {"given": {}, "ours": {"made": "stdlib"}}}
     found = data_folders(config, tmp_path / "data", tmp_path / "out")
     assert found == {"given": tmp_path / "data/given", "ours": tmp_path / "out/made/ours"}
@@ -133,3 +135,35 @@ def test_neighbours_are_joined_to_longer_texts() -> None:
 def test_a_text_longer_than_wanted_is_cut() -> None:
     assert [len(text) for text in joined(["word " * 1000])] == [1100]
     assert not list(joined(["too short"]))
+
+
+def test_written_questions_find_the_passages_at_hand(tmp_path: Path) -> None:
+    folder = tmp_path / "stdlib"
+    folder.mkdir()
+    (folder / "shutil.py").write_text("def which(cmd):\n    'Where a command is on the path.'\n")
+    found = list(question_pairs(folder))
+    assert len(found) >= 3
+    assert {pair.positive for pair in found} == {"shutil which\nWhere a command is on the path."}
+    everywhere = list(question_pairs())
+    assert everywhere == list(question_pairs())
+    assert len({pair.positive for pair in everywhere}) > 3000
+    modules = {pair.positive.split()[0] for pair in everywhere[:200]}
+    assert len(modules) > 50, "the first are a sample"
+
+
+def test_written_texts_are_read_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in made.WRITTEN.glob("*.tsv"):
+        rows = list(written_pairs(file.stem))
+        assert len(rows) > 100, file
+        assert not any(pair.query == pair.positive for pair in rows), file
+    monkeypatch.setattr(made, "WRITTEN", tmp_path)
+    (tmp_path / "some.tsv").write_text("a query\ta passage\tnear\nanother\tpassage\n")
+    assert list(written_pairs("some")) == [
+        Pair("a query", "a passage", "near"),
+        Pair("another", "passage"),
+    ]
+    (tmp_path / "some.tsv").write_text("a query\ta passage\nanother\t\n")
+    with pytest.raises(InputError, match=r"line 2: 2 fields; expected 2 to 3 .* none empty"):
+        list(written_pairs("some"))
+    with pytest.raises(InputError, match=r"none.tsv is missing; .* repository"):
+        list(written_pairs("none"))

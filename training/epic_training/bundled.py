@@ -37,7 +37,7 @@ from epic_retrieval.tokenization import TextTokenizer
 from epic_training.batches import BatchMaker, Source
 from epic_training.development import score_development
 from epic_training.distil import DistilConfig, Distillation
-from epic_training.distilled import distil, distillation, distilled_start
+from epic_training.distilled import STAGES, distil, distillation, distilled_start, second_start
 from epic_training.made import data_folders
 from epic_training.model_card import write_model_card
 from epic_training.objective import Objective
@@ -139,7 +139,7 @@ def sources(config: dict[str, Any], out: Path) -> list[Source]:
     for name, settings in config["data"].items():
         pairs = open_pairs(out / "tokens" / name, "train")
         task = Task(name, settings["instruction"], symmetric=settings.get("symmetric", False))
-        mix.append(Source(task, pairs, settings["weight"]))
+        mix.append(Source(task, pairs, settings["weight"], aspects=settings.get("aspects", False)))
         if settings.get("crop"):
             crop = Task(f"{name}-crop", "Given a few words, retrieve the passage they come from")
             mix.append(Source(crop, pairs, settings["crop"], crop=True))
@@ -293,11 +293,13 @@ def main(
         start_projector(checkpoint, first, settings["distil"].get("noticed"))
         shown = settings["distil"].get("shown", 0)
         last = "distil"
-        for stage in ("distil", "prompts"):
+        for stage in STAGES:
             if stage in settings:
                 last = stage
-                taught = distillation(settings, checkpoint, lessons, known, shown, stage)
-                distil(settings, taught, out, stage)
+                if stage == "second":
+                    lessons = second_start(settings, folders, lessons, out, tokenizer)
+                loss = distillation(settings, checkpoint, lessons, known, shown, stage)
+                distil(settings, loss, out, stage)
         changes = settings["contrastive"].get("replayed", {})
         replay = distillation(settings, checkpoint, lessons, known, shown, last, **changes)
         prepare_tokens(settings, folders, out, tokenizer)
@@ -347,7 +349,7 @@ def describe(config: dict[str, Any], folders: Folders, out: Path) -> None:
     log = {}
     if "pretrain" in config:
         log["pretrain"] = json.loads((out / "pretrain.json").read_text(encoding="utf-8"))
-    for stage in ("distil", "prompts", "contrastive", *_LATER_STAGES):
+    for stage in (*STAGES, "contrastive", *_LATER_STAGES):
         file = out / f"{stage}.jsonl"
         lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
         log[stage] = [json.loads(line) for line in lines]

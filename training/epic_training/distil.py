@@ -84,6 +84,8 @@ class Distillation(nn.Module):
         most_shown: up to so many demonstrations stand in the prompt too, as vectors of pairs of
             texts that the teacher finds alike: shown that, a text is to keep its meaning. Needs
             texts that stand behind nothing.
+        weights: (n,) how often a text is drawn, in all 1; None: all alike.
+        passages: (n,) bool, texts that stand behind nothing as long as there is room; None: any.
 
     Raises:
         InputError: for `apart` without demonstrations to show.
@@ -100,6 +102,8 @@ class Distillation(nn.Module):
         seed: int = 42,
         end: int = 2,
         most_shown: int = 0,
+        weights: NDArray[np.float64] | None = None,
+        passages: NDArray[np.bool_] | None = None,
     ) -> None:
         super().__init__()
         if config.apart and not (most_shown and config.textual):
@@ -114,6 +118,7 @@ class Distillation(nn.Module):
         lengths = np.diff(texts.ends, prepend=0)
         self._usable = lengths > 0
         self._long = np.flatnonzero(lengths >= _LONG)
+        self._weights, self._passages = weights, passages
         self._seed, self._end, self._most_shown = seed, end, most_shown
         self._rows = RowEncoder(checkpoint, config.rows_at_once, cached=False)
 
@@ -122,9 +127,11 @@ class Distillation(nn.Module):
         rng = np.random.default_rng([self._seed, step])
         chosen = self._drawn(rng)
         behind = 0 if step < self.config.bare else round(self.config.behind * len(chosen))
+        if self._passages is not None:
+            chosen = chosen[np.argsort(self._passages[chosen], kind="stable")]
         longer = min(round(self.config.long * (len(chosen) - behind)), len(self._long))
         if longer:
-            chosen[-longer:] = rng.choice(self._long, size=longer, replace=False)
+            chosen[behind : behind + longer] = rng.choice(self._long, size=longer, replace=False)
         limit = self.config.max_tokens
         rows = [[*self._texts[int(i)][:limit].tolist(), self._end] for i in chosen]
         instruction = self._instructions[int(rng.integers(len(self._instructions)))]
@@ -155,7 +162,12 @@ class Distillation(nn.Module):
         )
 
     def _drawn(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Rows of this step's texts, family by family."""
+        """Rows of this step's texts, family by family where there are families."""
+        if self._weights is not None:
+            size = min(self.config.batch, np.count_nonzero(self._weights))
+            drawn = rng.choice(len(self._weights), size=size, replace=False, p=self._weights)
+            usable: NDArray[np.int64] = drawn[self._usable[drawn]]
+            return usable
         family, blocks = self.config.family, -(-len(self._usable) // self.config.family)
         first = rng.choice(blocks, size=min(self.config.batch // family, blocks), replace=False)
         rows: NDArray[np.int64] = (first[:, None] * family + np.arange(family)).reshape(-1)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -21,6 +22,7 @@ from epic_retrieval.checkpoint import Checkpoint
 from epic_training.distil import DistilConfig, Distillation
 from epic_training.inherited import inherited_decoder
 from epic_training.pairs import TokenColumn
+from epic_training.second import second_lessons
 from epic_training.stages import SCHEDULE, run_stage
 from epic_training.static_embeddings import (
     RESERVED,
@@ -34,6 +36,7 @@ from epic_training.static_embeddings import (
 from epic_training.teacher import TaughtTexts, Teacher, teach
 from epic_training.vocabulary import CONTINUED, teacher_ids
 
+STAGES = ("distil", "prompts", "second")
 _PAD, _BOS, _EOS, _UNKNOWN = 0, 1, 2, 3
 _TOKENISE_AT_ONCE = 8192
 
@@ -47,6 +50,8 @@ class Lessons:
         max_tokens: a text is cut here.
         basis: (teacher's width, k) of `sentence_basis`, for a student that starts as a static
             embedder; None for one as wide as the teacher.
+        weights: see `Distillation`.
+        passages: see `Distillation`.
 
     Attributes:
         targets: (n, d) float32 in the student's space, whose first coordinates hold no meaning
@@ -59,7 +64,10 @@ class Lessons:
         tokenizer: Tokenizer,
         max_tokens: int,
         basis: Tensor | None = None,
+        weights: NDArray[np.float64] | None = None,
+        passages: NDArray[np.bool_] | None = None,
     ) -> None:
+        self.taught, self.weights, self.passages = taught, weights, passages
         self.texts = _tokenised(taught.texts, tokenizer, max_tokens)
         self.targets = torch.from_numpy(taught.vectors.astype(np.float32))
         if basis is not None:
@@ -155,6 +163,19 @@ def _static_embedder(
     return embedder
 
 
+def second_start(
+    config: Mapping[str, Any],
+    folders: Mapping[str, Path],
+    lessons: Lessons,
+    out: Path,
+    tokenizer: Tokenizer,
+) -> Lessons:
+    """What two teachers make of some of the texts, and of what was written for training."""
+    found = second_lessons(config, folders, lessons.taught, out / "second")
+    limit = config["distil"]["max_tokens"]
+    return Lessons(found.taught, tokenizer, limit, weights=found.weights, passages=found.passages)
+
+
 def distillation(
     config: Mapping[str, Any],
     checkpoint: Checkpoint,
@@ -166,10 +187,13 @@ def distillation(
 ) -> Distillation:
     """The loss of the stage `distil`; later ones repeat it, with demonstrations in the prompts.
 
-    The stage `prompts` does what `distil` does but for what it says, with other draws.
+    The stage `prompts` does what `distil` does but for what it says, with other draws, and `second`
+    what `prompts` does.
     """
     known = {field.name for field in fields(DistilConfig)}
-    settings = config["distil"] | config[stage]
+    settings: dict[str, Any] = {}
+    for one in STAGES[: STAGES.index(stage) + 1]:
+        settings |= config.get(one, {})
     chosen = {key: value for key, value in settings.items() if key in known}
     return Distillation(
         checkpoint,
@@ -177,13 +201,15 @@ def distillation(
         lessons.targets,
         instructions,
         DistilConfig(**(chosen | changes)),
-        seed=config["seed"] + (stage != "distil"),
+        seed=config["seed"] + STAGES.index(stage),
         end=_EOS,
         most_shown=most_shown,
+        weights=lessons.weights,
+        passages=lessons.passages,
     )
 
 
 def distil(config: Mapping[str, Any], loss: Distillation, out: Path, stage: str = "distil") -> None:
-    """Run the stage `distil`, or `prompts`."""
+    """Run one of the `STAGES`."""
     plan = {key: value for key, value in config[stage].items() if key in SCHEDULE}
     run_stage(stage, plan, config[stage].get("weight_decay", 0.0), loss, loss, out)

@@ -41,6 +41,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
 _FEWEST_WORDS, _MOST_WORDS = 5, 40  # of a sentence
 _SHORTEST, _LONGEST = 300, 1100  # characters of texts put together
 _TRIES = 5
+WRITTEN = Path(__file__).parents[1] / "written"  # in the repository, not in the package
 _RULES = ("replaced", "moved", "shortened", "joined")
 _RARE = 2  # words that occur less often are left out of the lexicon: mostly typing errors and codes
 
@@ -63,7 +64,7 @@ def data_folders(config: Mapping[str, Any], data: Path, out: Path) -> dict[str, 
                     f"data set {name}: made is {maker!r}; expected {', '.join(MAKERS)}"
                 )
             pairs, licence = MAKERS[maker]
-            _write(folders[name], list(pairs()), licence)
+            _write(folders[name], list(pairs(name)), licence)
     return folders
 
 
@@ -119,9 +120,62 @@ def code_pairs(stdlib: Path | None = None) -> Iterator[Pair]:
             yield Pair(" ".join(query.split()), code)
 
 
-MAKERS: dict[str, tuple[Callable[[], Iterator[Pair]], str]] = {
-    "stdlib": (stdlib_pairs, "PSF-2.0 (docstrings of the standard library that trains it)"),
-    "stdlib-code": (code_pairs, "PSF-2.0 (functions of the standard library that trains it)"),
+def question_pairs(stdlib: Path | None = None) -> Iterator[Pair]:
+    """Questions that were written for passages of `epic demo`, and the passages.
+
+    In an order that is random but always the same, so that the first of them are a sample.
+
+    Args:
+        stdlib: as in `stdlib_pairs`; questions on what it lacks are left out.
+    """
+    passages = {one.id: one.content for one in map(summary, stdlib_passages(stdlib))}
+    rows = list(_written("stdlib_questions", 2, 2))
+    for i in np.random.default_rng(len(rows)).permutation(len(rows)):
+        name, question = rows[i]
+        if name in passages:
+            yield Pair(question, passages[name])
+
+
+def written_pairs(name: str) -> Iterator[Pair]:
+    """Texts that were written as query and passage, and perhaps a near miss: `written/NAME.tsv`."""
+    for row in _written(name, 2, 3):
+        yield Pair(*row)
+
+
+def _written(name: str, fewest: int, most: int) -> Iterator[list[str]]:
+    """The fields of each line of a file in `written`.
+
+    Raises:
+        InputError: with file and line, for another number of fields or an empty one.
+    """
+    file = WRITTEN / f"{name}.tsv"
+    if not file.is_file():
+        raise InputError(f"{file} is missing; written texts are in the project's repository only")
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        fields = [field.strip() for field in line.split("\t")]
+        if not (fewest <= len(fields) <= most and all(fields)):
+            raise InputError(
+                f"{file}, line {number}: {len(fields)} fields; expected {fewest} to {most} with"
+                " one tab between two, none empty"
+            )
+        yield fields
+
+
+# By the name of the data set.
+MAKERS: dict[str, tuple[Callable[[str], Iterator[Pair]], str]] = {
+    "stdlib": (
+        lambda _: stdlib_pairs(),
+        "PSF-2.0 (docstrings of the standard library that trains it)",
+    ),
+    "stdlib-code": (
+        lambda _: code_pairs(),
+        "PSF-2.0 (functions of the standard library that trains it)",
+    ),
+    "stdlib-questions": (
+        lambda _: question_pairs(),
+        "Apache-2.0 (questions of this project) and PSF-2.0 (docstrings)",
+    ),
+    "written": (written_pairs, "Apache-2.0 (texts of this project)"),
 }
 
 
@@ -129,7 +183,8 @@ def _write(folder: Path, pairs: Sequence[Pair], licence: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with gzip.open(folder / "pairs.jsonl.gz", "wt", encoding="utf-8") as file:
         for pair in pairs:
-            row = {"query": pair.query, "positive": pair.positive}
+            row = {"query": pair.query, "positive": pair.positive, "negative": pair.negative}
+            row = {column: text for column, text in row.items() if text}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     meta = {"pairs": len(pairs), "licence": licence}
     write_atomically(folder / "meta.json", json.dumps(meta).encode())

