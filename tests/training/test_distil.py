@@ -9,7 +9,7 @@ from epic_retrieval.errors import InputError
 from epic_retrieval.prompt import Text, Vectors, build_prompt, passage_prompt
 from epic_retrieval.tasks import Task
 from epic_training.distil import DistilConfig, Distillation, alike_pairs, distillation_loss
-from epic_training.encoding import Runner, States
+from epic_training.encoding import Runner
 from tests.models import tiny_encoder
 from tests.training.samples import column
 
@@ -242,7 +242,7 @@ def test_weights_say_what_is_drawn_and_passages_stand_behind_nothing() -> None:
     before: list[list[int]] = []
     encode = step._rows.encode
 
-    def spy(rows: list[list[int]], run: Runner) -> States:
+    def spy(rows: list[list[int]], run: Runner) -> torch.Tensor:
         before.append([row[0] - 5 for row in rows])
         return encode(rows, run)
 

@@ -24,7 +24,8 @@ ROWS = [
 
 def unit(rows: int, width: int, seed: int) -> NDArray[np.float32]:
     vectors = np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
 
 
 def test_cosines_of_the_joint_view_are_the_mean_of_both() -> None:

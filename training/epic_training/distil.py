@@ -164,7 +164,7 @@ class Distillation(nn.Module):
     def _drawn(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """Rows of this step's texts, family by family where there are families."""
         if self._weights is not None:
-            size = min(self.config.batch, np.count_nonzero(self._weights))
+            size = min(self.config.batch, int(np.count_nonzero(self._weights)))
             drawn = rng.choice(len(self._weights), size=size, replace=False, p=self._weights)
             usable: NDArray[np.int64] = drawn[self._usable[drawn]]
             return usable
