@@ -178,23 +178,3 @@ def test_mixed_batches_want_two_things_of_the_same_kind_of_text() -> None:
 def test_texts_too_short_for_two_things_make_ordinary_batches() -> None:
     short = Source(Task("short", "Find it"), token_pairs([row[:3] for row in SHORT], SHORT), 1.0)
     assert not replace(maker(short), mixed=1.0)(0).kinds
-
-
-def test_of_aspects_either_may_be_wanted() -> None:
-    triples = [[[row, 1, 1], [row, 2, 2], [row, 3, 3]] for row in range(100, 140)]
-    asked, one, other = ([triple[part] for triple in triples] for part in range(3))
-    source = Source(Task("a", "Find it"), token_pairs(asked, one, other), 1.0, aspects=True)
-    make = replace(maker(source, size=12), instructions=("Find one",))
-    batch = make(0)
-    assert batch.kinds == (0, 1, 0, 1, 0, 1)
-    assert batch.task.instruction == "Find one"
-    for kind, query, positive, negative in zip(
-        batch.kinds, batch.queries, batch.positives, batch.negatives, strict=True
-    ):
-        row = query[0]
-        assert query[:-1] == [row, 1, 1]
-        found = [positive[:-1], negative[:-1]]
-        assert found[:: 1 if kind == 0 else -1] == [[row, 2, 2], [row, 3, 3]]
-    few = Source(Task("few", "Find it"), token_pairs(asked, one), 1.0, aspects=True)
-    with pytest.raises(InputError, match="few: too few of the 40 triples"):
-        maker(few)(0)

@@ -29,15 +29,12 @@ class Source:
         pairs: the rows.
         weight: relative number of batches.
         crop: ignore the queries: cut a few words out of each passage and look for the rest.
-        aspects: query and positive share something that query and negative do not, and the other
-            way round: either may be wanted, which only demonstrations tell.
     """
 
     task: Task
     pairs: TokenisedPairs
     weight: float
     crop: bool = False
-    aspects: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class BatchMaker:
         mixed: probability that a batch wants two things of the same kind of text, which only
             demonstrations tell apart: of a query its passage, or a few of its own words; of the
             beginning of a passage its query, or how it goes on. What the other wants is the hard
-            negative, and about as similar. All batches of a source with `aspects` are such ones.
+            negative, and about as similar.
     """
 
     sources: Sequence[Source]
@@ -86,16 +83,10 @@ class BatchMaker:
         batch = Batch(source.task, [], [])
         owners: list[int] = []
         limit = int(rng.choice(self.passage_tokens))
-        if source.aspects or (self.mixed and rng.random() < self.mixed):
+        if self.mixed and rng.random() < self.mixed:
             mixed = self._mixed(source, limit, rng)
             if mixed is not None:
                 return mixed
-            if source.aspects:
-                raise InputError(
-                    f"{source.task.name}: too few of the {len(source.pairs)} triples can be used"
-                    f" for a batch of {self.size}; expected {max(2, self.size // 4)} or more with"
-                    " three different texts"
-                )
         for index in rng.choice(len(source.pairs), size=min(2 * self.size, len(source.pairs))):
             pair = self._pair(source, int(index), limit, rng)
             if pair is None or tuple(pair[0]) in queries or tuple(pair[1]) in positives:
@@ -124,7 +115,7 @@ class BatchMaker:
 
     def _mixed(self, source: Source, limit: int, rng: np.random.Generator) -> Batch | None:
         """A batch of two kinds, or None where the texts are too short for one."""
-        backwards = not source.aspects and bool(rng.random() < 0.5)
+        backwards = bool(rng.random() < 0.5)
         pairs, size = source.pairs, self.size // 2  # every query has a hard negative of its own
         task = Task(f"{source.task.name}-mixed", _pick(self.instructions, source.task, rng))
         batch = Batch(task, [], [], name=task.name)
@@ -137,8 +128,6 @@ class BatchMaker:
                     continue
                 asked = passage[: len(passage) // 2][: self.query_tokens]
                 wanted = row[: self.query_tokens], passage[len(passage) // 2 :]
-            elif source.aspects:
-                asked, wanted = row[: self.query_tokens], (passage, pairs.negative[index][:limit])
             else:
                 asked = row[: self.query_tokens]
                 if len(asked) < _SHORTEST_THINNED:

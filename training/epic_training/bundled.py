@@ -139,7 +139,7 @@ def sources(config: dict[str, Any], out: Path) -> list[Source]:
     for name, settings in config["data"].items():
         pairs = open_pairs(out / "tokens" / name, "train")
         task = Task(name, settings["instruction"], symmetric=settings.get("symmetric", False))
-        mix.append(Source(task, pairs, settings["weight"], aspects=settings.get("aspects", False)))
+        mix.append(Source(task, pairs, settings["weight"]))
         if settings.get("crop"):
             crop = Task(f"{name}-crop", "Given a few words, retrieve the passage they come from")
             mix.append(Source(crop, pairs, settings["crop"], crop=True))

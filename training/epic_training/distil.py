@@ -127,11 +127,13 @@ class Distillation(nn.Module):
         rng = np.random.default_rng([self._seed, step])
         chosen = self._drawn(rng)
         behind = 0 if step < self.config.bare else round(self.config.behind * len(chosen))
-        if self._passages is not None:
-            chosen = chosen[np.argsort(self._passages[chosen], kind="stable")]
         longer = min(round(self.config.long * (len(chosen) - behind)), len(self._long))
+        first = len(chosen) - longer
+        if self._passages is not None:  # they come last, and are not replaced by long ones
+            chosen = chosen[np.argsort(self._passages[chosen], kind="stable")]
+            first = behind
         if longer:
-            chosen[behind : behind + longer] = rng.choice(self._long, size=longer, replace=False)
+            chosen[first : first + longer] = rng.choice(self._long, size=longer, replace=False)
         limit = self.config.max_tokens
         rows = [[*self._texts[int(i)][:limit].tolist(), self._end] for i in chosen]
         instruction = self._instructions[int(rng.integers(len(self._instructions)))]

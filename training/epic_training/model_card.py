@@ -49,7 +49,8 @@ pipeline_tag: feature-extraction
 A small English text encoder ({shape["num_hidden_layers"]} layers, {shape["hidden_size"]} wide,
 {weights:.1f} MB in {stored}) that reads demonstrations as vectors (EPIC). It exists so that
 everything in epic-retrieval runs at once, without a network; on a real task a larger model does
-better. It knows English only, and of that what the data below hold.
+better. It knows English only, and of that what the data below hold. Texts are cut at
+{config["max_length"]} tokens.
 
 {_start(config, log)}
 {number}. {training["steps"]} steps of EPIC contrastive training of all weights,
