@@ -67,17 +67,17 @@ def test_scores_are_of_held_out_queries_and_demonstrations_are_not(
     tmp_path: Path, encoder: Watched
 ) -> None:
     write_pairs(tmp_path / "toy", ROWS)
-    [score] = score_development(encoder, {"toy": tmp_path / "toy"}, SETTINGS, 20)
-    held_out = [row for row in ROWS[:80] if is_development(row["query"], 20)]
+    [score] = score_development(encoder, {"toy": tmp_path / "toy"}, SETTINGS, 40)
+    held_out = [row for row in ROWS[:80] if is_development(row["query"], 40)]
     assert (score.name, score.pairs) == ("toy", len(held_out))
-    assert 5 < score.pairs < 40
+    assert 20 <= score.pairs < 50
     of_task = [(texts, task) for texts, task in encoder.asked if task.name == "toy"]
     assert all(texts == [row["query"] for row in held_out] for texts, _ in of_task)
     shown = [task.demonstrations for _, task in of_task]
     assert [len(demonstrations) for demonstrations in shown] == [0, 5, 5, 5]
     assert len(set(shown)) == 4
     for demonstration in (one for demonstrations in shown for one in demonstrations):
-        assert not is_development(demonstration.query, 20)
+        assert not is_development(demonstration.query, 40)
         assert {"query": demonstration.query, "positive": demonstration.passage} in ROWS
 
     passages = encoder.encode_passages([row["positive"] for row in held_out])
@@ -103,16 +103,20 @@ def test_an_encoder_that_tells_nothing_apart_finds_nothing() -> None:
     assert _gains(np.ones((20, 20), dtype=np.float32)).tolist() == [0] * 20
 
 
-def test_a_dataset_without_held_out_pairs_is_left_out(tmp_path: Path, encoder: Watched) -> None:
+@pytest.mark.parametrize("percent", [0, 10])
+def test_a_dataset_with_few_held_out_pairs_is_left_out(
+    tmp_path: Path, encoder: Watched, percent: float
+) -> None:
     write_pairs(tmp_path / "toy", ROWS)
-    assert score_development(encoder, {"toy": tmp_path / "toy"}, SETTINGS, 0) == []
+    assert sum(is_development(row["query"], percent) for row in ROWS[:80]) < 20
+    assert score_development(encoder, {"toy": tmp_path / "toy"}, SETTINGS, percent) == []
 
 
 def test_too_few_short_pairs_to_show(tmp_path: Path, encoder: Watched) -> None:
     rows = [{**row, "positive": row["positive"] + " and" * 200} for row in ROWS]
     write_pairs(tmp_path / "toy", rows)
     with pytest.raises(InputError, match="toy has fewer than 5 short training pairs"):
-        score_development(encoder, {"toy": tmp_path / "toy"}, SETTINGS, 5)
+        score_development(encoder, {"toy": tmp_path / "toy"}, SETTINGS, 40)
 
 
 def open_toy(folder: Path, rows: Sequence[Mapping[str, str]], percent: float) -> TrainingSet:
