@@ -38,6 +38,7 @@ def write_model_card(
     shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     stored = "8 bits" if (folder / INT8_NAME).is_file() else "float16"
     number = 3 + ("prompts" in config) + ("second" in config)
+    end = ";" if set(_LATER) & set(config) else "."
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
     card = f"""---
 license: apache-2.0
@@ -57,7 +58,7 @@ better. It knows English only, and of that what the data below hold. Texts are c
    batch {training["batch"]} ({_minutes(log["contrastive"])}):
    up to {training["max_demonstrations"]} demonstrations a prompt,
    drawn per group ({training["groups"]} groups a batch), temperature {training["temperature"]},
-   loss of the plain query weighted {training["plain_weight"]}{_mixed(training)};
+   loss of the plain query weighted {training["plain_weight"]}{_beside(training)}{end}
 {_later_stages(config, log, number + 1)}
 All decisions are in `epic_config.json`. The batches of stage {number} also include passages to be
 found by a few words that were cut out of them (`crop` in the configuration).
@@ -66,7 +67,8 @@ found by a few words that were cut out of them (`crop` in the configuration).
 
 nDCG@10 of finding a held-out query's passage among the held-out passages of its data set (at most
 {MOST_PAIRS}); instruction alone, and with {SHOWN} demonstrations from the training split as vectors
-(mean of {DRAWS} draws, lowest and highest). These queries were never trained on; the domains were.
+(mean of {DRAWS} draws, lowest and highest). These queries were never trained on; the domains were,
+and passages that other queries share.
 For test splits of other tasks, beside other models, see the project's README.
 
 | data set | pairs | instruction alone | with demonstrations |
@@ -164,6 +166,16 @@ def _made(teacher: Mapping[str, Any]) -> str:
             " by rules: words replaced, moved, left out, joined"
         )
     return made
+
+
+def _beside(training: Mapping[str, Any]) -> str:
+    return _replayed(training) + _mixed(training)
+
+
+def _replayed(training: Mapping[str, Any]) -> str:
+    if not training.get("replay"):
+        return ""
+    return f";\n   every step repeats the stage before, its loss weighted {training['replay']}"
 
 
 def _mixed(training: Mapping[str, Any]) -> str:
