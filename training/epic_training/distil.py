@@ -84,7 +84,8 @@ class Distillation(nn.Module):
         most_shown: up to so many demonstrations stand in the prompt too, as vectors of pairs of
             texts that the teacher finds alike: shown that, a text is to keep its meaning. Needs
             texts that stand behind nothing.
-        weights: (n,) how often a text is drawn, in all 1; None: all alike.
+        weights: (n,) how often a text is drawn, in all 1, one by one whatever `family` says; None:
+            all alike.
         passages: (n,) bool, texts that stand behind nothing as long as there is room; None: any.
 
     Raises:

@@ -136,14 +136,17 @@ def drawn_together(
     positives: NDArray[np.int64],
     pull: float,
 ) -> NDArray[np.float32]:
-    """`vectors` (n, d) plus `pull` times the mean of what each text's partners are by `own`.
+    """`vectors` plus `pull` times the mean of what each text's partners are by `own`.
 
     Args:
-        vectors: changed copy of these is returned, of length 1.
-        own: (n, d) of length 1.
-        queries: (m,) numbers of texts; `positives`: (m,) of the passages that belong to them.
-        positives: see above.
+        vectors: (n, d) of length 1.
+        own: (n, d) of length 1, what partners count as.
+        queries: (m,) rows of queries.
+        positives: (m,) rows of the passages that belong to them.
         pull: 0 changes nothing.
+
+    Returns:
+        (n, d) float32 of length 1.
     """
     found = vectors.copy()
     for side, other in ((queries, positives), (positives, queries)):
