@@ -12,8 +12,9 @@ import yaml
 from transformers import LlamaConfig, Qwen3Config
 
 from epic_retrieval.tasks import Task
-from epic_training import bundled, distilled, second, teacher
+from epic_training import bundled, distilled, kinds, second, teacher
 from epic_training.distil import DistilConfig
+from epic_training.kinds import ShownConfig
 from epic_training.made import MAKERS, WRITTEN
 from epic_training.objective import Objective
 from epic_training.pretrain import PretrainConfig
@@ -31,10 +32,12 @@ def read(name: str) -> dict[str, Any]:
 CONFIG = read("training/configs/bundled.yaml")
 DISTILLED = read("training/configs/bundled-distilled.yaml")
 INHERITED = read("training/configs/bundled-inherited.yaml")
-RECIPES = {"bundled": CONFIG, "distilled": DISTILLED, "inherited": INHERITED}
+SHOWN = bundled.read_recipe(ROOT / "training/configs/bundled-shown.yaml")
+RECIPES = {"bundled": CONFIG, "distilled": DISTILLED, "inherited": INHERITED, "shown": SHOWN}
 DISTILLING = {
     "distilled": DISTILLED,
     "inherited": INHERITED,
+    "shown": SHOWN,
     "study": read("benchmarks/replication/base.yaml"),
 }
 EACH = pytest.mark.parametrize("config", RECIPES.values(), ids=RECIPES)
@@ -110,7 +113,10 @@ def test_distillation(config: dict[str, Any]) -> None:
     assert set(config["teacher"]) <= keys_read_by(teacher)
     teacher_sets = {*config["teacher"]["shares"], *config["teacher"].get("whole", ())}
     written = set(config.get("second", {}).get("written", ()))
-    assert teacher_sets | written == set(config["data"])
+    shown = config.get("kinds", {}).get("shown", {})
+    taught = teacher_sets | written
+    assert taught <= set(config["data"])
+    assert taught | {name for one in shown.values() for name in one["of"]} == set(config["data"])
     assert set(config["teacher"].get("long_of", ())) <= teacher_sets
     assert config["distil"]["max_tokens"] <= config["teacher"]["max_tokens"] - 2
     if "prompts" in config:  # what it does not say is as in distil
@@ -123,12 +129,25 @@ def test_distillation(config: dict[str, Any]) -> None:
         for one in config["second"]["written"].values():
             assert set(one) == {"share", "pull"}
         assert sum(one["share"] for one in config["second"]["written"].values()) < 0.7
+    if "kinds" in config:
+        check_kinds(config)
     if "inherit" in config:
         return
     assert set(config["static"]) <= names(StaticConfig) - {"seed"}
     # The start as a mean needs a value for every coordinate.
     model = config["model"]
     assert model["num_key_value_heads"] * model["head_dim"] == model["hidden_size"]
+
+
+def check_kinds(config: dict[str, Any]) -> None:
+    chosen, step = config["kinds"], config["kinds"]["step"]
+    assert set(chosen) <= names(DistilConfig) | set(SCHEDULE) | {"shown", "step", "weight"}
+    assert {"shown", "step", "weight", "steps"} <= set(chosen)
+    assert set(step) <= names(ShownConfig)
+    assert set(step.get("first", ())) <= set(chosen["shown"])
+    assert step.get("opening", 0) < chosen["steps"]
+    for one in chosen["shown"].values():
+        assert {"of", "pairs"} <= set(one) <= keys_read_by(kinds)
 
 
 @EACH
@@ -147,14 +166,17 @@ def test_later_stages(config: dict[str, Any], stage: str) -> None:
 
 
 @EACH
-@pytest.mark.parametrize("name", DISTILLED["data"])
+@pytest.mark.parametrize("name", SHOWN["data"])
 def test_dataset(config: dict[str, Any], name: str, data_root: Path) -> None:
     if name not in config["data"]:
         return
     chosen = config["data"][name]
     assert set(chosen) <= {"instruction", "symmetric", "lm", "weight", "crop", "made"}
     Task(name, chosen["instruction"], symmetric=chosen.get("symmetric", False))
-    assert chosen["weight"] > 0
+    shown = [
+        name for one in config.get("kinds", {}).get("shown", {}).values() for name in one["of"]
+    ]
+    assert chosen["weight"] > 0 or name in shown
     assert 0 <= chosen.get("lm", 1.0) <= 1
     if "made" in chosen:
         assert chosen["made"] in MAKERS
@@ -163,6 +185,16 @@ def test_dataset(config: dict[str, Any], name: str, data_root: Path) -> None:
     folder = data_root / "train_clean" / name
     assert (folder / "pairs.jsonl.gz").is_file()
     assert (folder / "meta.json").is_file()
+
+
+def test_a_recipe_that_extends_another(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("a: 1\nb: {c: 2, d: 3}\ne: {f: 4}\n")
+    (tmp_path / "more.yaml").write_text("extends: base.yaml\nb: {c: 5, d: null, g: [6]}\nh: 7\n")
+    found = bundled.read_recipe(tmp_path / "more.yaml")
+    assert found == {"a": 1, "b": {"c": 5, "g": [6]}, "e": {"f": 4}, "h": 7}
+    assert SHOWN["contrastive"] == {
+        key: value for key, value in INHERITED["contrastive"].items() if key != "replayed"
+    } | {"steps": 80}
 
 
 def test_the_guard_would_notice() -> None:

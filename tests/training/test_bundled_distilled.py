@@ -141,6 +141,16 @@ def test_the_recipe_that_inherits_layers(home: Path, monkeypatch: pytest.MonkeyP
         "written": {"twins": {"share": 0.5, "pull": 1.0}},
         "steps": 2, "warmup": 1, "learning_rate": 1.0e-4, "projector_learning_rate": 1.0e-3,
     }  # fmt: skip
+    config["kinds"] = {
+        "shown": {
+            "question": {"of": ["animals"], "pairs": 80, "strength": 0.5},
+            "alike": {"of": ["twins"], "pairs": 80, "keep": 1.0},
+            "drawn": {"of": ["twins"], "pairs": 1, "drawn": True},
+        },
+        "step": {"texts": 4, "at_once": 2, "opening": 1, "first": ["question", "alike"]},
+        "weight": 0.5, "apart": False, "batch": 8,
+        "steps": 2, "warmup": 1, "learning_rate": 1.0e-4, "projector_learning_rate": 1.0e-3,
+    }  # fmt: skip
     (home / "inherited.yaml").write_text(yaml.safe_dump(config))
     done = train(home, monkeypatch, "inherited.yaml", "inherited")
     assert done.exit_code == 0, done.output
@@ -155,6 +165,9 @@ def test_the_recipe_that_inherits_layers(home: Path, monkeypatch: pytest.MonkeyP
     last = json.loads((home / "inherited" / "second.jsonl").read_text())
     assert last["step"] == 2
     assert 0.3 < last["cosine"] < 1
+
+    shown = json.loads((home / "inherited" / "kinds.jsonl").read_text())
+    assert {"cosine", "shown_cosine", "read"} <= set(shown)
 
     encoder = EpicEncoder.from_pretrained(folder)
     assert encoder.checkpoint.backbone.model.config.model_type == "opt"
@@ -172,5 +185,14 @@ def test_the_recipe_that_inherits_layers(home: Path, monkeypatch: pytest.MonkeyP
     assert "3. 2 steps more" in card
     assert "4. 2 steps more" in card
     assert "and, 50% of those of a step, of what was written for training" in card
-    assert "5. 5 steps of EPIC" in card
+    assert "training/configs/bundled-shown.yaml" in card
+    assert "5. 2 steps more" in card
+    assert "3 kinds of pairs (alike, drawn, question)" in card
+    assert "the first 1 with question, alike alone" in card
+    assert "6. 5 steps of EPIC" in card
+    # Once more, from the maps that it kept.
+    kept = {p: p.stat().st_mtime_ns for p in (home / "inherited").glob("*.safetensors")}
+    assert train(home, monkeypatch, "inherited.yaml", "inherited").exit_code == 0
+    now = {p: p.stat().st_mtime_ns for p in (home / "inherited").glob("*.safetensors")}
+    assert now == kept
     assert "these weights began as its own" in card

@@ -36,8 +36,16 @@ from epic_retrieval.tasks import Task, builtin_tasks
 from epic_retrieval.tokenization import TextTokenizer
 from epic_training.batches import BatchMaker, Source
 from epic_training.development import score_development
-from epic_training.distil import DistilConfig, Distillation
-from epic_training.distilled import STAGES, distil, distillation, distilled_start, second_start
+from epic_training.distil import DistilConfig
+from epic_training.distilled import (
+    STAGES,
+    Lessons,
+    distil,
+    distillation,
+    distilled_start,
+    second_start,
+)
+from epic_training.kinds import Kind, ShownConfig, ShownKinds, make_kinds
 from epic_training.made import data_folders
 from epic_training.model_card import write_model_card
 from epic_training.objective import Objective
@@ -53,8 +61,10 @@ from epic_training.vocabulary import wordpiece_tokenizer
 logger = logging.getLogger(__name__)
 
 _PAD, _BOS, _EOS = 0, 1, 2
+_SHOWING = ("kinds", "settled")
 _LATER_STAGES = ("instructions", "text", "projector")
 Folders = Mapping[str, Path]  # of the data sets, by name
+Loss = Callable[[int], tuple[Tensor, Parts]]  # of a step, by its number
 
 
 def prepare_tokenizer(config: dict[str, Any], folders: Folders, out: Path) -> Tokenizer:
@@ -137,6 +147,8 @@ def sources(config: dict[str, Any], out: Path) -> list[Source]:
     """The contrastive mix: every dataset, and crops of those that have passages."""
     mix = []
     for name, settings in config["data"].items():
+        if not settings["weight"]:
+            continue
         pairs = open_pairs(out / "tokens" / name, "train")
         task = Task(name, settings["instruction"], symmetric=settings.get("symmetric", False))
         mix.append(Source(task, pairs, settings["weight"]))
@@ -162,8 +174,8 @@ def new_checkpoint(config: dict[str, Any], out: Path, model: PreTrainedModel) ->
 
 
 def instructions_of(config: Mapping[str, Any]) -> list[str]:
-    """Those of the built-in tasks and those of the data sets, each once."""
-    own = {settings["instruction"] for settings in config["data"].values()}
+    """Those of the built-in tasks and of the data sets that batches are made of, each once."""
+    own = {one["instruction"] for one in config["data"].values() if one["weight"]}
     return sorted(own | {task.instruction for task in builtin_tasks().values()})
 
 
@@ -186,8 +198,47 @@ def start_projector(
         start_unnoticed(projector, backbone.model, _BOS, noticed)
 
 
+def shown_kinds(
+    config: dict[str, Any],
+    kinds: Sequence[Kind],
+    checkpoint: Checkpoint,
+    lessons: Lessons,
+    stage: str = "kinds",
+) -> tuple[Loss, ShownKinds]:
+    """The loss of the stage `kinds`: texts behind demonstrations, and distillation as before.
+
+    The latter once demonstrations are told apart. The stage `settled` does the same but for what it
+    says.
+    """
+    steps = [config[one].get("step", {}) for one in _SHOWING[: _SHOWING.index(stage) + 1]]
+    known = instructions_of(config)
+    shown = ShownKinds(
+        checkpoint,
+        kinds,
+        lessons.texts,
+        lessons.plain,
+        lessons.targets,
+        lessons.queries,
+        known,
+        ShownConfig(**{key: value for step in steps for key, value in step.items()}),
+        seed=config["seed"] + _SHOWING.index(stage),
+        end=_EOS,
+    )
+    rest = distillation(config, checkpoint, lessons, known, 0, stage)
+    weight = config["kinds"]["weight"]
+
+    def compute(step: int) -> tuple[Tensor, Parts]:
+        loss, parts = shown(step)
+        if step < shown.config.opening:
+            return weight * loss, parts
+        other, found = rest(step)
+        return weight * loss + other, found | parts
+
+    return compute, shown
+
+
 def train_contrastive(
-    config: dict[str, Any], out: Path, checkpoint: Checkpoint, replay: Distillation | None = None
+    config: dict[str, Any], out: Path, checkpoint: Checkpoint, replay: Loss | None = None
 ) -> None:
     """EPIC training of the whole model; resumes from `out`.
 
@@ -253,8 +304,8 @@ def train_contrastive(
 
 
 def contrast(
-    make_batch: BatchMaker, step_loss: ContrastiveStep, replay: tuple[Distillation, float] | None
-) -> Callable[[int], tuple[Tensor, Parts]]:
+    make_batch: BatchMaker, step_loss: ContrastiveStep, replay: tuple[Loss, float] | None
+) -> Loss:
     """From the number of a step to its loss."""
 
     def compute(step: int) -> tuple[Tensor, Parts]:
@@ -279,7 +330,7 @@ def main(
 ) -> None:
     """Train the bundled model; run again after an interruption to go on."""
     logging.basicConfig(level=logging.INFO)
-    settings = _complete(yaml.safe_load(config.read_text(encoding="utf-8")))
+    settings = _complete(read_recipe(config))
     out.mkdir(parents=True, exist_ok=True)
     folders = data_folders(settings, data, out)
     tokenizer = prepare_tokenizer(settings, folders, out)
@@ -292,17 +343,29 @@ def main(
         first = [[*lessons.texts[i].tolist(), _EOS] for i in range(min(64, len(lessons.texts)))]
         start_projector(checkpoint, first, settings["distil"].get("noticed"))
         shown = settings["distil"].get("shown", 0)
+        prepare_tokens(settings, folders, out, tokenizer)
         last = "distil"
         for stage in STAGES:
-            if stage in settings:
+            if stage in settings and stage not in _SHOWING:
                 last = stage
                 if stage == "second":
                     lessons = second_start(settings, folders, lessons, out, tokenizer)
                 loss = distillation(settings, checkpoint, lessons, known, shown, stage)
                 distil(settings, loss, out, stage)
-        changes = settings["contrastive"].get("replayed", {})
-        replay = distillation(settings, checkpoint, lessons, known, shown, last, **changes)
-        prepare_tokens(settings, folders, out, tokenizer)
+        if "kinds" in settings:
+            # Vectors that were noise so far are overlooked so well that nothing is learned of them.
+            assert checkpoint.projector is not None  # noqa: S101  (this pipeline makes one)
+            checkpoint.projector.load_state_dict(Projector(lessons.plain.shape[1]).state_dict())
+            start_projector(checkpoint, first)
+            kinds = make_kinds(settings, folders, out)
+            for stage in _SHOWING:
+                if stage in settings:
+                    replay, module = shown_kinds(settings, kinds, checkpoint, lessons, stage)
+                    plan = {key: value for key, value in settings[stage].items() if key in SCHEDULE}
+                    run_stage(stage, plan, 0.0, replay, module, out)
+        else:
+            changes = settings["contrastive"].get("replayed", {})
+            replay = distillation(settings, checkpoint, lessons, known, shown, last, **changes)
     else:
         prepare_tokens(settings, folders, out, tokenizer)
         model, _ = pretrained_model(settings, out)
@@ -316,6 +379,30 @@ def main(
     save_checkpoint(checkpoint, out / "checkpoint", rounded=rounded)
     describe(settings, folders, out)
     logger.info("saved %s", out / "checkpoint")
+
+
+def read_recipe(file: Path) -> dict[str, Any]:
+    """A recipe; one that `extends` another in its folder is that one but for what it says.
+
+    What is null in it is left out.
+    """
+    recipe: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if "extends" not in recipe:
+        return recipe
+    base = read_recipe(file.parent / recipe.pop("extends"))
+    return _merged(base, recipe)
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(base)
+    for key, value in changes.items():
+        if value is None:
+            found.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(base.get(key), Mapping):
+            found[key] = _merged(base[key], value)
+        else:
+            found[key] = value
+    return found
 
 
 def _complete(config: dict[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def write_model_card(
     training = config["contrastive"]
     shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     stored = "8 bits" if (folder / INT8_NAME).is_file() else "float16"
-    number = 3 + ("prompts" in config) + ("second" in config)
+    number = 3 + sum(stage in config for stage in ("prompts", "second", "kinds"))
     end = ";" if set(_LATER) & set(config) else "."
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
     card = f"""---
@@ -91,7 +91,8 @@ def _start(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, fl
     if "inherit" in config:
         taught, kept = config["distil"], config["inherit"]["layers"]
         layers = f"{len(kept)} of its layers (from 0: {', '.join(map(str, kept))})"
-        return f"""Trained with `training/configs/bundled-inherited.yaml`:
+        recipe = "bundled-shown" if "kinds" in config else "bundled-inherited"
+        return f"""Trained with `training/configs/{recipe}.yaml`:
 
 1. it begins as the teacher: {layers},
    with causal attention, and one layer more in which the end token takes the mean of all;
@@ -115,7 +116,7 @@ def _start(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, fl
 
 
 def _again(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    return _prompts(config, log) + _second(config, log)
+    return _prompts(config, log) + _second(config, log) + _kinds(config, log)
 
 
 def _prompts(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
@@ -142,6 +143,36 @@ def _second(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, f
    and, {written:.0%} of those of a step, of what was written for training
    ({", ".join(chosen["written"])});
    what was written as query and passage is drawn to each other;"""
+
+
+def _kinds(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    if "kinds" not in config:
+        return ""
+    chosen = config["kinds"]
+    step, names = chosen["step"], ", ".join(chosen["shown"])
+    number, minutes = 3 + ("prompts" in config) + ("second" in config), _minutes(log["kinds"])
+    settled = ""
+    if "settled" in config:
+        again = config["settled"]
+        without = ", ".join(again["step"]["without"])
+        settled = f"""
+   and {again["steps"]} steps again ({_minutes(log["settled"])}), without {without}, with
+   {", ".join(again["step"]["always"])} in every step;"""
+    return f"""
+{number}. {chosen["steps"]} steps more ({minutes}), in which demonstrations say what a text becomes:
+   {len(chosen["shown"])} kinds of pairs ({names});
+   behind demonstrations of a kind, a text's aim is what a linear map that was fitted to it makes;
+   {step["texts"]} texts a step, each behind {step["at_once"]} kinds; {_opening(step)}{settled}"""
+
+
+def _opening(step: Mapping[str, Any]) -> str:
+    if not step.get("opening"):
+        return "beside it, what the stage before did;"
+    first = ", ".join(step["first"])
+    return (
+        f"the first {step['opening']} with {first} alone,\n"
+        "   the others beside what the stage before did;"
+    )
 
 
 def _used(config: Mapping[str, Any], number: int) -> str:
