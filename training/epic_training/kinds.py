@@ -25,14 +25,8 @@ from epic_retrieval.errors import InputError
 from epic_retrieval.prompt import Piece, Vectors, build_prompt
 from epic_training.distil import distillation_loss
 from epic_training.encoding import RowEncoder
-from epic_training.pairs import (
-    Pair,
-    TokenColumn,
-    TokenisedPairs,
-    is_development,
-    open_pairs,
-    read_pairs,
-)
+from epic_training.pairs import Pair, TokenColumn, TokenisedPairs, open_pairs
+from epic_training.second import texts_of, training_pairs
 from epic_training.step import Parts
 from epic_training.teacher import Teacher, order_of
 
@@ -295,7 +289,7 @@ def _maps(config: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[str, T
             for one in settings["of"]
             for pair in _some(folders[one], config["dev_percent"], settings["pairs"])
         ]
-    texts = sorted({text for pairs in rows.values() for pair in pairs for text in _texts(pair)})
+    texts = sorted({text for pairs in rows.values() for text in texts_of(pairs)})
     number = {text: i for i, text in enumerate(texts)}
     vectors = torch.cat(
         [
@@ -323,13 +317,7 @@ def _maps(config: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[str, T
 
 
 def _some(folder: Path, dev_percent: float, most: int) -> list[Pair]:
-    rows = read_pairs(folder / "pairs.jsonl.gz")
-    known = [pair for pair in rows if not is_development(pair.query, dev_percent)]
-    return sorted(known, key=lambda pair: order_of(pair.query))[:most]
-
-
-def _texts(pair: Pair) -> list[str]:
-    return [text for text in (pair.query, pair.positive, pair.negative) if text]
+    return sorted(training_pairs(folder, dev_percent), key=lambda pair: order_of(pair.query))[:most]
 
 
 def fitted_map(
