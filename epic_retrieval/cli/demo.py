@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from epic_retrieval.cli.models import ModelOption, load_encoder
-from epic_retrieval.errors import EpicError, MissingExtraError, PassageIndexError
+from epic_retrieval.errors import EpicError, InputError, MissingExtraError, PassageIndexError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +43,12 @@ QUESTIONS = (
 
 
 def demo(
+    questions: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="QUESTION", help="Answered alone, in place of all else that is shown."
+        ),
+    ] = None,
     model: ModelOption = None,
     seconds: Annotated[
         float, typer.Option(min=0, help="Time to spend on comparing latencies; 0 leaves it out.")
@@ -51,6 +57,8 @@ def demo(
     """Search the documentation of Python's own library; compare the latency of prompts."""
     from rich.console import Console
 
+    if not all(question.strip() for question in questions or ()):
+        raise InputError('a question is empty; expected text, as in: epic demo "copy a file"')
     try:
         from langchain_epic import EpicEmbeddings
     except ModuleNotFoundError as error:
@@ -70,8 +78,10 @@ def demo(
             "right neighbourhood more often than the right answer.",
             soft_wrap=True,
         )
-        for question in QUESTIONS:
+        for question in questions or QUESTIONS:
             answer(console, index, embeddings, question)
+        if questions:
+            return
         if seconds:
             _compare_latency(console, encoder, seconds)
         if sys.stdin.isatty():

@@ -169,6 +169,21 @@ def test_demo_waits_for_who_builds_its_index(
 
 
 @pytest.mark.usefixtures("_small_library")
+def test_demo_answers_the_questions_it_is_given(tiny_encoder_folder: Path) -> None:
+    command = ["demo", "--model", str(tiny_encoder_folder)]
+    asked = CliRunner().invoke(app, [*command, "wait for it", "make a thing"])
+    assert asked.exit_code == 0, asked.output
+    assert "\nwait for it\n" in asked.stdout
+    assert "\nmake a thing\n" in asked.stdout
+    assert asked.stdout.count("\n  0.") + asked.stdout.count("\n -0.") == 3 * 2
+    assert QUESTIONS[0] not in asked.stdout
+    assert "medians of this run" not in asked.stdout
+    empty = CliRunner().invoke(app, [*command, "wait for it", " "])
+    assert empty.exit_code != 0
+    assert "a question is empty" in str(empty.exception) + empty.output
+
+
+@pytest.mark.usefixtures("_small_library")
 def test_demo_builds_once_and_answers(tiny_encoder_folder: Path, tmp_path: Path) -> None:
     command = ["demo", "--model", str(tiny_encoder_folder), "--seconds", "0.1"]
     first = CliRunner().invoke(app, command)
