@@ -146,6 +146,10 @@ def check_kinds(config: dict[str, Any]) -> None:
     assert set(step) <= names(ShownConfig)
     assert set(step.get("first", ())) <= set(chosen["shown"])
     assert step.get("opening", 0) < chosen["steps"]
+    again = config["settled"]
+    assert {"steps", "step"} <= set(again) <= names(DistilConfig) | set(SCHEDULE) | {"step"}
+    assert set(again["step"]) <= names(ShownConfig)
+    assert {*again["step"]["always"], *again["step"]["without"]} <= set(chosen["shown"])
     for one in chosen["shown"].values():
         assert {"of", "pairs"} <= set(one) <= keys_read_by(kinds)
 

@@ -110,7 +110,7 @@ def shown_kinds(family: str, **changes: Any) -> ShownKinds:  # noqa: ANN401 (of 
     ]
     texts = column(words(checkpoint, ["the cat", "hides in a barn", "near the lake", "owl"]))
     plain, drawn = torch.randn(2, 4, WIDTH, generator=generator)
-    config = ShownConfig(**{"texts": 2, "at_once": 3, "most": 3, "anchors": 4} | changes)
+    config = ShownConfig(**{"texts": 2, "at_once": 3, "most": 3} | changes)
     return ShownKinds(
         checkpoint, kinds, texts, plain, drawn, np.array([0.4, 0.3, 0.3, 0.0]),
         [INSTRUCTION], config, seed=3, end=checkpoint.config.eos_token_id,
@@ -143,7 +143,7 @@ def test_a_step_depends_on_its_number_alone_and_reaches_all_weights() -> None:
     first, parts = loss(3)
     assert torch.equal(loss(3)[0], first)
     assert not torch.equal(loss(4)[0], first)
-    assert {"shown_cosine", "shown_divergence", "read"} == set(parts)
+    assert {"shown_cosine", "read"} == set(parts)
     first.backward()
     for module in (loss.model, loss.projector):
         assert all(one.grad is not None for one in module.parameters())

@@ -334,6 +334,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     folders = data_folders(settings, data, out)
     tokenizer = prepare_tokenizer(settings, folders, out)
+    prepare_tokens(settings, folders, out, tokenizer)
     device: Any = "cuda" if torch.cuda.is_available() else "cpu"
     replay = None
     if "teacher" in settings:
@@ -343,7 +344,6 @@ def main(
         first = [[*lessons.texts[i].tolist(), _EOS] for i in range(min(64, len(lessons.texts)))]
         start_projector(checkpoint, first, settings["distil"].get("noticed"))
         shown = settings["distil"].get("shown", 0)
-        prepare_tokens(settings, folders, out, tokenizer)
         last = "distil"
         for stage in STAGES:
             if stage in settings and stage not in _SHOWING:
@@ -367,7 +367,6 @@ def main(
             changes = settings["contrastive"].get("replayed", {})
             replay = distillation(settings, checkpoint, lessons, known, shown, last, **changes)
     else:
-        prepare_tokens(settings, folders, out, tokenizer)
         model, _ = pretrained_model(settings, out)
         checkpoint = new_checkpoint(settings, out, model.to(device))
     train_contrastive(settings, out, checkpoint, replay)

@@ -23,7 +23,6 @@ from tqdm import tqdm
 from epic_retrieval.checkpoint import Checkpoint
 from epic_retrieval.errors import InputError
 from epic_retrieval.prompt import Piece, Vectors, build_prompt
-from epic_training.distil import distillation_loss
 from epic_training.encoding import RowEncoder
 from epic_training.pairs import Pair, TokenColumn, TokenisedPairs, open_pairs
 from epic_training.second import texts_of, training_pairs
@@ -76,9 +75,6 @@ class ShownConfig:
         max_tokens: a text is cut here.
         demonstration_tokens: a demonstration's query, and its passage, is cut here.
         rows_at_once: rows per forward pass.
-        relational: see `distil.DistilConfig`, and so the next two.
-        temperature: of similarities.
-        anchors: texts to which similarities are.
         apart: weight of the distance of `told_apart`.
     """
 
@@ -92,9 +88,6 @@ class ShownConfig:
     max_tokens: int = 48
     demonstration_tokens: int = 48
     rows_at_once: int = 16
-    relational: float = 0.0
-    temperature: float = 0.05
-    anchors: int = 1024
     apart: float = 10.0
 
 
@@ -163,15 +156,12 @@ class ShownKinds(nn.Module):
             prompt = self._rows.embed(build_prompt(template, instruction, shown))
             states.append(self._rows.encode(rows, self._rows.behind(prompt)))
         device = self.checkpoint.backbone.device
-        aims = [self._aims(kind, chosen).to(device) for kind in kinds]
-        drawn = rng.choice(len(self._weights), size=config.anchors, p=self._weights)
-        anchors = self._plain[drawn].to(device)
-        loss, parts = distillation_loss(
-            torch.cat(states), torch.cat(aims), config.relational, config.temperature, anchors
-        )
-        difference, read = told_apart(torch.stack(states), torch.stack(aims))
-        found = {f"shown_{name}": value for name, value in parts.items()} | {"read": read}
-        return loss + config.apart * difference, found
+        aims = torch.stack([self._aims(kind, chosen).to(device) for kind in kinds])
+        found = torch.stack(states)
+        cosine = functional.cosine_similarity(found.float(), aims, dim=2).mean()
+        difference, read = told_apart(found, aims)
+        parts = {"shown_cosine": cosine.detach(), "read": read}
+        return 1 - cosine + config.apart * difference, parts
 
     def _aims(self, kind: Kind, rows: NDArray[np.int64]) -> Tensor:
         """(m, d) of length 1."""
