@@ -151,6 +151,10 @@ def test_the_recipe_that_inherits_layers(home: Path, monkeypatch: pytest.MonkeyP
         "weight": 0.5, "apart": False, "batch": 8,
         "steps": 2, "warmup": 1, "learning_rate": 1.0e-4, "projector_learning_rate": 1.0e-3,
     }  # fmt: skip
+    config["settled"] = {
+        "step": {"opening": 0, "always": ["question"], "without": ["drawn"]},
+        "steps": 3, "warmup": 1, "learning_rate": 1.0e-4, "projector_learning_rate": 1.0e-3,
+    }  # fmt: skip
     (home / "inherited.yaml").write_text(yaml.safe_dump(config))
     done = train(home, monkeypatch, "inherited.yaml", "inherited")
     assert done.exit_code == 0, done.output
@@ -166,8 +170,10 @@ def test_the_recipe_that_inherits_layers(home: Path, monkeypatch: pytest.MonkeyP
     assert last["step"] == 2
     assert 0.3 < last["cosine"] < 1
 
-    shown = json.loads((home / "inherited" / "kinds.jsonl").read_text())
-    assert {"cosine", "shown_cosine", "read"} <= set(shown)
+    for stage, steps in (("kinds", 2), ("settled", 3)):
+        shown = json.loads((home / "inherited" / f"{stage}.jsonl").read_text())
+        assert shown["step"] == steps
+        assert {"cosine", "shown_cosine", "read"} <= set(shown)
 
     encoder = EpicEncoder.from_pretrained(folder)
     assert encoder.checkpoint.backbone.model.config.model_type == "opt"
@@ -189,6 +195,7 @@ def test_the_recipe_that_inherits_layers(home: Path, monkeypatch: pytest.MonkeyP
     assert "5. 2 steps more" in card
     assert "3 kinds of pairs (alike, drawn, question)" in card
     assert "the first 1 with question, alike alone" in card
+    assert "and 3 steps again (1 minute), without drawn, with\n   question in every step;" in card
     assert "6. 5 steps of EPIC" in card
     # Once more, from the maps that it kept.
     kept = {p: p.stat().st_mtime_ns for p in (home / "inherited").glob("*.safetensors")}
