@@ -14,6 +14,7 @@ from transformers import LlamaConfig, Qwen3Config
 from epic_retrieval.tasks import Task
 from epic_training import bundled, distilled, kinds, second, teacher
 from epic_training.distil import DistilConfig
+from epic_training.experts import LikenessConfig
 from epic_training.kinds import ShownConfig
 from epic_training.made import MAKERS, WRITTEN
 from epic_training.objective import Objective
@@ -140,18 +141,18 @@ def test_distillation(config: dict[str, Any]) -> None:
 
 
 def check_kinds(config: dict[str, Any]) -> None:
-    chosen, step = config["kinds"], config["kinds"]["step"]
-    assert set(chosen) <= names(DistilConfig) | set(SCHEDULE) | {"shown", "step", "weight"}
-    assert {"shown", "step", "weight", "steps"} <= set(chosen)
+    chosen, step, experts = (config["kinds"], *(config["kinds"][k] for k in ("step", "experts")))
+    own = {"shown", "experts", "strength", "texts", "step", "weight"}
+    assert own | {"steps"} <= set(chosen) <= names(DistilConfig) | set(SCHEDULE) | own
     assert set(step) <= names(ShownConfig)
-    assert set(step.get("first", ())) <= set(chosen["shown"])
-    assert step.get("opening", 0) < chosen["steps"]
+    assert step["opening"] < chosen["steps"]
     again = config["settled"]
-    assert {"steps", "step"} <= set(again) <= names(DistilConfig) | set(SCHEDULE) | {"step"}
+    own = {"strength", "step"}
+    assert {"steps"} <= set(again) <= names(DistilConfig) | set(SCHEDULE) | own
     assert set(again["step"]) <= names(ShownConfig)
-    assert {*again["step"]["always"], *again["step"]["without"]} <= set(chosen["shown"])
+    assert {"steps"} <= set(experts) <= names(LikenessConfig) | set(SCHEDULE)
     for one in chosen["shown"].values():
-        assert {"of", "pairs"} <= set(one) <= keys_read_by(kinds)
+        assert {"of"} <= set(one) <= keys_read_by(kinds)
 
 
 @EACH
@@ -184,7 +185,8 @@ def test_dataset(config: dict[str, Any], name: str, data_root: Path) -> None:
     assert 0 <= chosen.get("lm", 1.0) <= 1
     if "made" in chosen:
         assert chosen["made"] in MAKERS
-        assert chosen["made"] != "written" or (WRITTEN / f"{name}.tsv").is_file()
+        ours = chosen["made"] in {"written", "groups", "functions"}
+        assert not ours or (WRITTEN / f"{name}.tsv").is_file()
         return
     folder = data_root / "train_clean" / name
     assert (folder / "pairs.jsonl.gz").is_file()

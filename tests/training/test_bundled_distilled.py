@@ -19,6 +19,8 @@ from tests.training.samples import write_toy_data
 from tests.training.teachers import write_teacher
 from tests.training.test_bundled import CONFIG, TASK
 
+FILES = (".jsonl", "-aims.safetensors")  # that are kept of an expert
+
 DISTILLED: dict[str, Any] = {
     key: value for key, value in CONFIG.items() if key not in ("pretrain", "tokenizer", "text")
 } | {
@@ -125,6 +127,17 @@ def test_the_recipe(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {p: p.stat().st_mtime_ns for p in (home / "out").glob("*.safetensors")} == kept
 
 
+def check_experts(out: Path) -> None:
+    """Demonstrations were shown, and of each expert no more is kept than is needed."""
+    for stage, steps in (("kinds", 2), ("settled", 3)):
+        shown = json.loads((out / f"{stage}.jsonl").read_text())
+        assert shown["step"] == steps
+        assert {"cosine", "shown_cosine", "read"} <= set(shown)
+    names = {file.name for file in (out / "experts").iterdir()}
+    kept = {f"{kind}{end}" for kind in ("question", "alike") for end in FILES}
+    assert names == kept | {"plain.safetensors"}
+
+
 def test_the_recipe_that_inherits_layers(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left_out = ("static", "model", "instructions")
     config = {key: value for key, value in DISTILLED.items() if key not in left_out}
@@ -143,16 +156,17 @@ def test_the_recipe_that_inherits_layers(home: Path, monkeypatch: pytest.MonkeyP
     }  # fmt: skip
     config["kinds"] = {
         "shown": {
-            "question": {"of": ["animals"], "pairs": 80, "strength": 0.5},
-            "alike": {"of": ["twins"], "pairs": 80, "keep": 1.0},
-            "drawn": {"of": ["twins"], "pairs": 1, "drawn": True},
+            "question": {"of": ["animals"]},
+            "alike": {"of": ["twins", "animals"], "hard": False},
         },
-        "step": {"texts": 4, "at_once": 2, "opening": 1, "first": ["question", "alike"]},
+        "experts": {"steps": 3, "warmup": 1, "learning_rate": 1.0e-3, "batch": 6, "kept": 4},
+        "texts": 30, "strength": 2.0,
+        "step": {"texts": 4, "opening": 1},
         "weight": 0.5, "apart": False, "batch": 8,
         "steps": 2, "warmup": 1, "learning_rate": 1.0e-4, "projector_learning_rate": 1.0e-3,
     }  # fmt: skip
     config["settled"] = {
-        "step": {"opening": 0, "always": ["question"], "without": ["drawn"]},
+        "strength": 1.0, "step": {"texts": 2},
         "steps": 3, "warmup": 1, "learning_rate": 1.0e-4, "projector_learning_rate": 1.0e-3,
     }  # fmt: skip
     (home / "inherited.yaml").write_text(yaml.safe_dump(config))
@@ -170,10 +184,7 @@ def test_the_recipe_that_inherits_layers(home: Path, monkeypatch: pytest.MonkeyP
     assert last["step"] == 2
     assert 0.3 < last["cosine"] < 1
 
-    for stage, steps in (("kinds", 2), ("settled", 3)):
-        shown = json.loads((home / "inherited" / f"{stage}.jsonl").read_text())
-        assert shown["step"] == steps
-        assert {"cosine", "shown_cosine", "read"} <= set(shown)
+    check_experts(home / "inherited")
 
     encoder = EpicEncoder.from_pretrained(folder)
     assert encoder.checkpoint.backbone.model.config.model_type == "opt"
@@ -193,13 +204,14 @@ def test_the_recipe_that_inherits_layers(home: Path, monkeypatch: pytest.MonkeyP
     assert "and, 50% of those of a step, of what was written for training" in card
     assert "training/configs/bundled-shown.yaml" in card
     assert "5. 2 steps more" in card
-    assert "3 kinds of pairs (alike, drawn, question)" in card
-    assert "the first 1 with question, alike alone" in card
-    assert "and 3 steps again (1 minute), without drawn, with\n   question in every step;" in card
+    assert "2 kinds of pairs (alike, question)" in card
+    assert "of the model so far that 3 steps of pairs of this kind alone have trained" in card
+    assert "each behind every kind; from step 1 on beside\n   what the stage before did" in card
+    assert "and 3 steps again (1 minute), with 1.0 times that change in place of 2.0;" in card
     assert "6. 5 steps of EPIC" in card
-    # Once more, from the maps that it kept.
-    kept = {p: p.stat().st_mtime_ns for p in (home / "inherited").glob("*.safetensors")}
+    # Once more, from what it kept.
+    kept = {p: p.stat().st_mtime_ns for p in (home / "inherited").rglob("*.safetensors")}
     assert train(home, monkeypatch, "inherited.yaml", "inherited").exit_code == 0
-    now = {p: p.stat().st_mtime_ns for p in (home / "inherited").glob("*.safetensors")}
+    now = {p: p.stat().st_mtime_ns for p in (home / "inherited").rglob("*.safetensors")}
     assert now == kept
     assert "these weights began as its own" in card

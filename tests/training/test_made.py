@@ -8,12 +8,15 @@ import pytest
 
 from epic_retrieval.errors import InputError
 from epic_training import made
+from epic_training.bundled import read_recipe
 from epic_training.made import (
     asked,
     bent,
     code_pairs,
     data_folders,
     families,
+    function_pairs,
+    group_pairs,
     joined,
     question_pairs,
     sentences,
@@ -152,8 +155,11 @@ def test_written_questions_find_the_passages_at_hand(tmp_path: Path) -> None:
 
 
 def test_written_texts_are_read_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = read_recipe(Path(__file__).parents[2] / "training/configs/bundled-shown.yaml")
+    groups = {name for name, one in config["data"].items() if one.get("made") == "groups"}
+    assert len(groups) == 6
     for file in made.WRITTEN.glob("*.tsv"):
-        rows = list(written_pairs(file.stem))
+        rows = list((group_pairs if file.stem in groups else written_pairs)(file.stem))
         assert len(rows) > 100, file
         assert not any(pair.query == pair.positive for pair in rows), file
     monkeypatch.setattr(made, "WRITTEN", tmp_path)
@@ -167,3 +173,24 @@ def test_written_texts_are_read_or_refused(tmp_path: Path, monkeypatch: pytest.M
         list(written_pairs("some"))
     with pytest.raises(InputError, match=r"none.tsv is missing; .* repository"):
         list(written_pairs("none"))
+
+
+def test_texts_of_a_label_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(made, "WRITTEN", tmp_path)
+    groups = {"joy": "abcde", "fear": "xy", "calm": "z"}
+    label = {text: name for name, texts in groups.items() for text in texts}
+    lines = [f"{name}\t{text}\n" for name, texts in groups.items() for text in texts]
+    (tmp_path / "moods.tsv").write_text("".join(lines))
+    rows = list(group_pairs("moods"))
+    assert rows == list(group_pairs("moods"))
+    assert len(rows) == 5 * 3 + 2  # a text alone under its label has nobody
+    assert len({(row.query, row.positive) for row in rows}) == len(rows)
+    for row in rows:
+        assert row.query != row.positive
+        assert label[row.query] == label[row.positive] != label[row.negative]
+
+
+def test_written_functions_have_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(made, "WRITTEN", tmp_path)
+    (tmp_path / "code.tsv").write_text("add one\tdef f(x):\\n    return x + 1\n")
+    assert list(function_pairs("code")) == [Pair("add one", "def f(x):\n    return x + 1")]

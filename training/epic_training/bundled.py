@@ -45,7 +45,14 @@ from epic_training.distilled import (
     distilled_start,
     second_start,
 )
-from epic_training.kinds import Kind, ShownConfig, ShownKinds, make_kinds
+from epic_training.experts import Kind
+from epic_training.kinds import (
+    ShownConfig,
+    ShownKinds,
+    expert_aims,
+    make_kinds,
+    shown_texts,
+)
 from epic_training.made import data_folders
 from epic_training.model_card import write_model_card
 from epic_training.objective import Objective
@@ -203,33 +210,32 @@ def shown_kinds(
     kinds: Sequence[Kind],
     checkpoint: Checkpoint,
     lessons: Lessons,
+    out: Path,
     stage: str = "kinds",
 ) -> tuple[Loss, ShownKinds]:
     """The loss of the stage `kinds`: texts behind demonstrations, and distillation as before.
 
-    The latter once demonstrations are told apart. The stage `settled` does the same but for what it
-    says.
+    The latter after the stage's opening. Trains the experts first, where `out` lacks their aims.
+    The stage `settled` does the same but for what it says.
     """
-    steps = [config[one].get("step", {}) for one in _SHOWING[: _SHOWING.index(stage) + 1]]
+    chosen = dict(config["kinds"])
+    if stage == "settled":
+        step = chosen["step"] | {"opening": 0} | config[stage].get("step", {})
+        chosen |= config[stage] | {"step": step}
+    settings, strength = ShownConfig(**chosen["step"]), chosen["strength"]
+    limit, seed = settings.max_tokens, config["seed"]
+    texts = shown_texts(lessons.texts, lessons.queries, kinds, chosen["texts"], limit, seed)
+    kept = lessons.texts, lessons.targets, lessons.queries
+    aims = expert_aims(config, kinds, checkpoint, kept, texts, out, strength)
+    seed += _SHOWING.index(stage)
     known = instructions_of(config)
-    shown = ShownKinds(
-        checkpoint,
-        kinds,
-        lessons.texts,
-        lessons.plain,
-        lessons.targets,
-        lessons.queries,
-        known,
-        ShownConfig(**{key: value for step in steps for key, value in step.items()}),
-        seed=config["seed"] + _SHOWING.index(stage),
-        end=_EOS,
-    )
+    shown = ShownKinds(checkpoint, kinds, texts, aims, known, settings, seed=seed, end=_EOS)
     rest = distillation(config, checkpoint, lessons, known, 0, stage)
-    weight = config["kinds"]["weight"]
+    weight = chosen["weight"]
 
     def compute(step: int) -> tuple[Tensor, Parts]:
         loss, parts = shown(step)
-        if step < shown.config.opening:
+        if step < settings.opening:
             return weight * loss, parts
         other, found = rest(step)
         return weight * loss + other, found | parts
@@ -353,14 +359,15 @@ def main(
                 loss = distillation(settings, checkpoint, lessons, known, shown, stage)
                 distil(settings, loss, out, stage)
         if "kinds" in settings:
+            kinds = make_kinds(settings, out)
+            shown_kinds(settings, kinds, checkpoint, lessons, out)  # trains the experts
             # Vectors that were noise so far are overlooked so well that nothing is learned of them.
             assert checkpoint.projector is not None  # noqa: S101  (this pipeline makes one)
-            checkpoint.projector.load_state_dict(Projector(lessons.plain.shape[1]).state_dict())
+            checkpoint.projector.load_state_dict(Projector(lessons.targets.shape[1]).state_dict())
             start_projector(checkpoint, first)
-            kinds = make_kinds(settings, folders, out)
             for stage in _SHOWING:
                 if stage in settings:
-                    replay, module = shown_kinds(settings, kinds, checkpoint, lessons, stage)
+                    replay, module = shown_kinds(settings, kinds, checkpoint, lessons, out, stage)
                     plan = {key: value for key, value in settings[stage].items() if key in SCHEDULE}
                     run_stage(stage, plan, 0.0, replay, module, out)
         else:

@@ -52,12 +52,10 @@ class Lessons:
             embedder; None for one as wide as the teacher.
         weights: see `Distillation`.
         passages: see `Distillation`.
-        plain: aims that hold nothing of other texts; None: those of `taught`.
 
     Attributes:
         targets: (n, d) float32 in the student's space, whose first coordinates hold no meaning
             where it starts as a static embedder.
-        plain: (n, d) float32, the same before texts were drawn to others.
         queries: (n,) float64, how often a text is drawn as a query; 0 for `passages`.
     """
 
@@ -69,15 +67,12 @@ class Lessons:
         basis: Tensor | None = None,
         weights: NDArray[np.float64] | None = None,
         passages: NDArray[np.bool_] | None = None,
-        plain: NDArray[np.float16] | None = None,
     ) -> None:
         self.taught, self.weights, self.passages = taught, weights, passages
         self.texts = _tokenised(taught.texts, tokenizer, max_tokens)
         self.targets = torch.from_numpy(taught.vectors.astype(np.float32))
         if basis is not None:
             self.targets = torch.nn.functional.pad(self.targets @ basis, (RESERVED, 0))
-        own = None if plain is None else torch.from_numpy(plain.astype(np.float32))
-        self.plain = self.targets if own is None else own
         n = len(self.texts)
         even = np.full(n, 1 / n) if weights is None else weights
         self.queries = even if passages is None else even * ~passages
@@ -182,14 +177,7 @@ def second_start(
     """What two teachers make of some of the texts, and of what was written for training."""
     found = second_lessons(config, folders, lessons.taught, out / "second")
     limit = config["distil"]["max_tokens"]
-    return Lessons(
-        found.taught,
-        tokenizer,
-        limit,
-        weights=found.weights,
-        passages=found.passages,
-        plain=found.plain,
-    )
+    return Lessons(found.taught, tokenizer, limit, None, found.weights, found.passages)
 
 
 def distillation(

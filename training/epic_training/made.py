@@ -43,6 +43,7 @@ _SHORTEST, _LONGEST = 300, 1100  # characters of texts put together
 _TRIES = 5
 WRITTEN = Path(__file__).parents[1] / "written"  # in the repository, not in the package
 _RULES = ("replaced", "moved", "shortened", "joined")
+_FELLOWS = 3  # of a label, that a text is put together with
 _RARE = 2  # words that occur less often are left out of the lexicon: mostly typing errors and codes
 
 
@@ -142,6 +143,33 @@ def written_pairs(name: str) -> Iterator[Pair]:
         yield Pair(*row)
 
 
+def function_pairs(name: str) -> Iterator[Pair]:
+    """As `written_pairs`, of code: backslash and n stand for the end of a line."""
+    for row in _written(name, 2, 3):
+        yield Pair(*(text.replace("\\n", "\n") for text in row))
+
+
+def group_pairs(name: str) -> Iterator[Pair]:
+    """Texts that were written for a label: `written/NAME.tsv`, label and text.
+
+    Each stands with `_FELLOWS` others of its label, as far as there are so many, and with a text of
+    another label as what does not belong to it. In an order that is random but always the same.
+    """
+    groups: dict[str, list[str]] = {}
+    for label, text in _written(name, 2, 2):
+        groups.setdefault(label, []).append(text)
+    rng = np.random.default_rng(len(groups))
+    others = {one: [text for two in groups if two != one for text in groups[two]] for one in groups}
+    rows = []
+    for label, texts in groups.items():
+        ring = [texts[i] for i in rng.permutation(len(texts))]
+        for apart in range(1, min(_FELLOWS, len(ring) - 1) + 1):
+            for text, fellow in zip(ring, ring[apart:] + ring[:apart], strict=True):
+                strange = others[label]
+                rows.append(Pair(text, fellow, strange[int(rng.integers(len(strange)))]))
+    yield from (rows[i] for i in rng.permutation(len(rows)))
+
+
 def _written(name: str, fewest: int, most: int) -> Iterator[list[str]]:
     """The fields of each line of a file in `written`.
 
@@ -176,6 +204,8 @@ MAKERS: dict[str, tuple[Callable[[str], Iterator[Pair]], str]] = {
         "Apache-2.0 (questions of this project) and PSF-2.0 (docstrings)",
     ),
     "written": (written_pairs, "Apache-2.0 (texts of this project)"),
+    "functions": (function_pairs, "Apache-2.0 (functions of this project)"),
+    "groups": (group_pairs, "Apache-2.0 (texts of this project)"),
 }
 
 

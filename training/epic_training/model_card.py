@@ -150,29 +150,22 @@ def _kinds(config: Mapping[str, Any], log: Mapping[str, Sequence[Mapping[str, fl
         return ""
     chosen = config["kinds"]
     step, names = chosen["step"], ", ".join(chosen["shown"])
+    own, opening = chosen["experts"]["steps"], step.get("opening", 0)
     number, minutes = 3 + ("prompts" in config) + ("second" in config), _minutes(log["kinds"])
     settled = ""
     if "settled" in config:
-        again = config["settled"]
-        without = ", ".join(again["step"]["without"])
+        again, took = config["settled"], _minutes(log["settled"])
+        changes = f"{again['strength']} times that change in place of {chosen['strength']}"
         settled = f"""
-   and {again["steps"]} steps again ({_minutes(log["settled"])}), without {without}, with
-   {", ".join(again["step"]["always"])} in every step;"""
+   and {again["steps"]} steps again ({took}), with {changes};"""
     return f"""
 {number}. {chosen["steps"]} steps more ({minutes}), in which demonstrations say what a text becomes:
    {len(chosen["shown"])} kinds of pairs ({names});
-   behind demonstrations of a kind, a text's aim is what a linear map that was fitted to it makes;
-   {step["texts"]} texts a step, each behind {step["at_once"]} kinds; {_opening(step)}{settled}"""
-
-
-def _opening(step: Mapping[str, Any]) -> str:
-    if not step.get("opening"):
-        return "beside it, what the stage before did;"
-    first = ", ".join(step["first"])
-    return (
-        f"the first {step['opening']} with {first} alone,\n"
-        "   the others beside what the stage before did;"
-    )
+   behind demonstrations of a kind, a text's aim is what an expert makes of it, a copy
+   of the model so far that {own} steps of pairs of this kind alone have trained;
+   {chosen["strength"]} times its change is the aim;
+   {step["texts"]} texts a step, each behind every kind; from step {opening} on beside
+   what the stage before did;{settled}"""
 
 
 def _used(config: Mapping[str, Any], number: int) -> str:

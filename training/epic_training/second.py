@@ -30,13 +30,11 @@ class SecondLessons:
 
     Attributes:
         taught: texts and aims, (n, width of the first teacher) float16 of length 1.
-        plain: the same before any text was drawn to another.
         weights: (n,) float64 that sum to 1: how often a text is drawn.
         passages: (n,) bool, texts that stand behind no prompt.
     """
 
     taught: TaughtTexts
-    plain: NDArray[np.float16]
     weights: NDArray[np.float64]
     passages: NDArray[np.bool_]
 
@@ -100,7 +98,7 @@ def second_lessons(
     rest = weights == 0
     weights[rest] = share / rest.sum()
     found = TaughtTexts(texts, drawn.astype(np.float16))
-    return SecondLessons(found, aims.astype(np.float16), weights, passages)
+    return SecondLessons(found, weights, passages)
 
 
 def training_pairs(folder: Path, dev_percent: float) -> list[Pair]:
