@@ -1,12 +1,14 @@
 """Scores on development splits of tasks that the bundled model was not trained for.
 
-    python benchmarks/development_tasks.py --data DATA [--model FOLDER ...] [--every 2]
+    python benchmarks/development_tasks.py --data DATA [--model FOLDER ...] [--every 2] [--out FILE]
 
 Recipes are chosen by these. Each model is scored without demonstrations, with them as vectors, and
 with those of another task, which must do worse where a model reads them. Rivals that are installed
-are scored too. Test splits are not read. Prints a table, whose mean is without SciFact.
+are scored too. Test splits are not read. Prints a table, whose mean is without
+SciFact, and writes JSON.
 """
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +16,7 @@ import numpy as np
 import typer
 
 from epic_retrieval import EpicEncoder, Task
+from epic_retrieval.benchmarking.record import environment
 from epic_training.outside import (
     Encode,
     OutsideTask,
@@ -76,6 +79,7 @@ def main(
     ] = None,
     every: Annotated[int, typer.Option(min=1, help="take every so manieth row")] = 2,
     rivals: Annotated[bool, typer.Option(help="score the rivals too")] = True,
+    out: Annotated[Path | None, typer.Option(help="the record; default: none is written")] = None,
 ) -> None:
     """Score and print the table."""
     tasks = outside_tasks(data, every)
@@ -95,6 +99,9 @@ def main(
     print("|---" * (len(columns) + 1) + "|")
     for name, found in scores.items():
         print(f"| {name} | " + " | ".join(f"{found[column]:.3f}" for column in columns) + " |")
+    if out is not None:
+        record = {"environment": environment(), "every": every, "results": scores}
+        out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
