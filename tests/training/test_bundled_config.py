@@ -200,7 +200,7 @@ def test_a_recipe_that_extends_another(tmp_path: Path) -> None:
     assert found == {"a": 1, "b": {"c": 5, "g": [6]}, "e": {"f": 4}, "h": 7}
     assert SHOWN["contrastive"] == {
         key: value for key, value in INHERITED["contrastive"].items() if key != "replayed"
-    } | {"steps": 80}
+    } | {"steps": 100}
 
 
 def test_the_guard_would_notice() -> None:

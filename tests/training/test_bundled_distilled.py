@@ -127,6 +127,12 @@ def test_the_recipe(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {p: p.stat().st_mtime_ns for p in (home / "out").glob("*.safetensors")} == kept
 
 
+def states(out: Path) -> dict[Path, int]:
+    """When each state of a training, and what is kept of each expert, was written."""
+    files = [*out.glob("*.safetensors"), *(out / "experts").glob("*.safetensors")]
+    return {file: file.stat().st_mtime_ns for file in files}
+
+
 def check_experts(out: Path) -> None:
     """Demonstrations were shown, and of each expert no more is kept than is needed."""
     for stage, steps in (("kinds", 2), ("settled", 3)):
@@ -210,8 +216,7 @@ def test_the_recipe_that_inherits_layers(home: Path, monkeypatch: pytest.MonkeyP
     assert "and 3 steps again (1 minute), with 1.0 times that change in place of 2.0;" in card
     assert "6. 5 steps of EPIC" in card
     # Once more, from what it kept.
-    kept = {p: p.stat().st_mtime_ns for p in (home / "inherited").rglob("*.safetensors")}
+    kept = states(home / "inherited")
     assert train(home, monkeypatch, "inherited.yaml", "inherited").exit_code == 0
-    now = {p: p.stat().st_mtime_ns for p in (home / "inherited").rglob("*.safetensors")}
-    assert now == kept
+    assert states(home / "inherited") == kept
     assert "these weights began as its own" in card

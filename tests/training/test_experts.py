@@ -55,8 +55,8 @@ def likeness(
 
 def states(checkpoint: Checkpoint, rows: list[list[int]]) -> torch.Tensor:
     """(n, d) of length 1, of rows that stand alone."""
-    start = checkpoint.config.bos_token_id
-    found = [checkpoint.backbone.encode([[start, *row, END]])[0] for row in rows]
+    start = checkpoint.tokenizer.start_ids(passage_prompt(checkpoint.config.template))
+    found = [checkpoint.backbone.encode([[*start, *row, END]])[0] for row in rows]
     return normalize(torch.stack(found).float(), dim=1)
 
 
