@@ -58,11 +58,11 @@ def second_lessons(
     """
     chosen = config["second"]
     pairs = {
-        name: training_pairs(folders[name], config["dev_percent"]) for name in chosen["written"]
+        name: _training_pairs(folders[name], config["dev_percent"]) for name in chosen["written"]
     }
     file = out / "texts.json"
     if not file.is_file():
-        own = sorted({text for rows in pairs.values() for text in texts_of(rows)}, key=order_of)
+        own = sorted({text for rows in pairs.values() for text in _texts(rows)}, key=order_of)
         known = set(own)
         others = (text for text in sorted(first.texts, key=order_of) if text not in known)
         sample = [text for text, _ in zip(others, range(chosen["texts"]), strict=False)]
@@ -101,13 +101,13 @@ def second_lessons(
     return SecondLessons(found, weights, passages)
 
 
-def training_pairs(folder: Path, dev_percent: float) -> list[Pair]:
+def _training_pairs(folder: Path, dev_percent: float) -> list[Pair]:
     """Rows of a data set that are not held out."""
     rows = read_pairs(folder / "pairs.jsonl.gz")
     return [pair for pair in rows if not is_development(pair.query, dev_percent)]
 
 
-def texts_of(rows: Sequence[Pair]) -> set[str]:
+def _texts(rows: Sequence[Pair]) -> set[str]:
     """All texts of rows."""
     return {text for pair in rows for text in (pair.query, pair.positive, pair.negative) if text}
 
